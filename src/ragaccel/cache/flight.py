@@ -1,0 +1,133 @@
+"""Single flight: of many calls that miss the same key at once, one computes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a flight ended: a body to share, the leader's error, or neither.
+
+    Neither means that followers compute for themselves: the leader was cancelled, or its value
+    cannot be shared.
+    """
+
+    body: bytes | None = None
+    error: Exception | None = None
+
+
+class Flight:
+    """One computation under way, and those who wait for it."""
+
+    __slots__ = ("_done", "_lock", "_wake", "loop", "outcome")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Begin a flight whose leader runs on `loop`, or on no loop."""
+        self.loop = loop
+        self.outcome: Outcome | None = None
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._wake: list[Callable[[], None]] = []
+
+    def land(self, outcome: Outcome) -> None:
+        """End the flight and wake everybody who waits."""
+        with self._lock:
+            self.outcome = outcome
+            wake, self._wake = self._wake, []
+        self._done.set()
+        for call in wake:
+            call()
+
+    def wait(self, timeout: float) -> Outcome | None:
+        """Block until the flight ends.
+
+        Returns:
+            The outcome, or None where waiting could never end (the leader runs on this thread's
+            own event loop) or took longer than `timeout` seconds.
+        """
+        if self.loop is not None and self.loop is running_loop():
+            return None
+        self._done.wait(timeout)
+        return self.outcome
+
+    async def await_(self, timeout: float) -> Outcome | None:
+        """Wait on the running loop until the flight ends, `timeout` seconds at most."""
+        loop = asyncio.get_running_loop()
+        landed: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the waiter's loop was closed meanwhile
+                loop.call_soon_threadsafe(_finish, landed)
+
+        with self._lock:
+            if self.outcome is not None:
+                return self.outcome
+            self._wake.append(wake)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(landed, timeout)
+        return self.outcome
+
+
+def _finish(landed: asyncio.Future[None]) -> None:
+    if not landed.done():
+        landed.set_result(None)
+
+
+class Flights:
+    """The computations under way in this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flights: dict[bytes, Flight] = {}
+
+    def join(self, key: bytes) -> tuple[Flight, bool]:
+        """Return the key's flight, and whether the caller leads it."""
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is not None:
+                return flight, False
+            flight = self._flights[key] = Flight(running_loop())
+            return flight, True
+
+    def remove(self, key: bytes) -> None:
+        """Let the next miss of the key lead a new flight."""
+        with self._lock:
+            self._flights.pop(key, None)
+
+    def __reduce__(self) -> tuple[type[Flights], tuple[()]]:
+        return Flights, ()
+
+
+_leading: ContextVar[frozenset[bytes]] = ContextVar("ragaccel_leading", default=frozenset())
+
+
+def leads(key: bytes) -> bool:
+    """Tell whether this call happens inside the computation of the key itself."""
+    return key in _leading.get()
+
+
+@contextlib.contextmanager
+def leading(key: bytes) -> Iterator[None]:
+    """Mark everything called inside as part of the key's computation."""
+    token = _leading.set(_leading.get() | {key})
+    try:
+        yield
+    finally:
+        _leading.reset(token)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs on this thread, or None."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,1 @@
+"""The data, traffic and models of `ragaccel demo`."""

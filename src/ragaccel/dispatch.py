@@ -1,0 +1,84 @@
+"""`accelerate` and `unwrap`: find the adapter of an object by the names of its base classes.
+
+By name, so that a framework is imported only where an object of it already exists.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+from ragaccel.errors import UnsupportedComponentError
+from ragaccel.transparent import Options, unwrap
+
+if TYPE_CHECKING:
+    from ragaccel.cache import MultiLevelCache
+    from ragaccel.cache.multilevel import Seconds
+
+__all__ = ["accelerate", "unwrap"]
+
+T = TypeVar("T")
+
+#: Base class of a component -> the adapter module whose `accelerated` wraps it.
+_ADAPTERS: Final = {
+    "llama_index.core.base.base_retriever.BaseRetriever": "ragaccel.llamaindex.retriever",
+    "langchain_core.retrievers.BaseRetriever": "ragaccel.langchain.retriever",
+}
+
+#: Base class of something a user may try -> what to do instead.
+_INSTEAD: Final = {
+    "llama_index.core.indices.base.BaseIndex": "wrap index.as_retriever()",
+    "llama_index.core.base.base_query_engine.BaseQueryEngine": (
+        "wrap its retriever and build it with RetrieverQueryEngine.from_args(retriever)"
+    ),
+    "llama_index.core.vector_stores.types.BasePydanticVectorStore": (
+        "wrap the retriever above it, or swap it for ragaccel.llamaindex.CompressedVectorStore"
+    ),
+    "langchain_core.vectorstores.base.VectorStore": (
+        "wrap store.as_retriever(), or swap it for ragaccel.langchain.CompressedVectorStore"
+    ),
+    "langchain_core.runnables.base.Runnable": "wrap the retriever inside and build it again",
+}
+
+
+def accelerate(
+    obj: T,
+    /,
+    *,
+    cache: MultiLevelCache | None = None,
+    namespace: str | None = None,
+    ttl: Seconds | None = None,
+    identity: str | None = None,
+) -> T:
+    """Return an object of the same class that traces and, if asked to, caches.
+
+    The original is not changed. Attributes changed on the returned object take effect, those
+    changed on the original afterwards do not. Calling it on an accelerated object replaces the
+    options.
+
+    Args:
+        obj: A LlamaIndex or LangChain retriever.
+        cache: Where results are kept; without it nothing is cached.
+        namespace: The tenant whose entries these are; by default the cache's own namespace.
+        ttl: Seconds (or a timedelta) to serve a result for; by default the cache's own.
+        identity: A name for everything that decides the answers and cannot be read off the object.
+            Needed for classes that ragaccel does not know, such as a retriever of your own; change
+            it when the answers change.
+
+    Returns:
+        An instance of the object's own class.
+
+    Raises:
+        UnsupportedComponentError: The object is none that can be wrapped; the message says what is.
+        ConfigurationError: It cannot be told apart from others of its class; give an `identity`.
+    """
+    names = [f"{base.__module__}.{base.__qualname__}" for base in type(obj).__mro__]
+    for name in names:
+        if name in _ADAPTERS:
+            adapter = import_module(_ADAPTERS[name])
+            options = Options(cache, namespace, ttl, identity)
+            return cast("T", adapter.accelerated(obj, options))
+    advice = next((_INSTEAD[name] for name in names if name in _INSTEAD), None)
+    if advice is None:
+        advice = "pass a LlamaIndex or LangChain retriever"
+    raise UnsupportedComponentError(f"{type(obj).__name__} cannot be wrapped; {advice}.")

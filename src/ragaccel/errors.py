@@ -1,0 +1,88 @@
+"""Everything a user of ragaccel can catch.
+
+RagaccelError
+├── ConfigurationError (ValueError)          an argument that cannot be used
+│   ├── InvalidVectorError                   wrong shape, NaN or infinity
+│   │   └── DimensionMismatchError           vectors of another dimension than the collection's
+│   ├── InvalidRecordError                   an id, text or metadata that cannot be stored
+│   └── FilterError                          a filter that cannot be understood
+├── UnsupportedComponentError (TypeError)    an object that `accelerate` cannot wrap
+├── MissingExtraError (ImportError)          an optional package is not installed
+├── CacheClosedError                         the cache was closed
+└── CollectionError
+    ├── CollectionNotFoundError (FileNotFoundError)
+    ├── CollectionClosedError                the collection was closed
+    ├── CollectionLockedError (TimeoutError) another writer holds it
+    └── CorruptCollectionError               the stored truth is damaged
+
+Cache, Redis and telemetry faults are never raised into a caller's request: they are counted and
+warned about once as a `RagaccelWarning`.
+"""
+
+from __future__ import annotations
+
+
+class RagaccelError(Exception):
+    """Base of every error that ragaccel raises on purpose."""
+
+
+class RagaccelWarning(UserWarning):
+    """A fault that ragaccel survived: the request went on without the faulty part."""
+
+
+class ConfigurationError(RagaccelError, ValueError):
+    """An argument is outside what can work; the message says what to write instead."""
+
+
+class InvalidVectorError(ConfigurationError):
+    """Vectors of the wrong shape, or with NaN or infinite components."""
+
+
+class DimensionMismatchError(InvalidVectorError):
+    """Vectors whose dimension is not the collection's."""
+
+
+class InvalidRecordError(ConfigurationError):
+    """An id, text or metadata value that cannot be stored faithfully."""
+
+
+class FilterError(ConfigurationError):
+    """A metadata filter with an unknown operator or an unfit value."""
+
+
+class UnsupportedComponentError(RagaccelError, TypeError):
+    """The object is not one that `accelerate` can wrap."""
+
+
+class MissingExtraError(RagaccelError, ImportError):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, extra: str, package: str) -> None:
+        """Name the missing package and the line that installs it."""
+        super().__init__(
+            f'{package} is needed here and is not installed: pip install "ragaccel[{extra}]"'
+        )
+
+
+class CacheClosedError(RagaccelError):
+    """The cache was used after `close()`."""
+
+
+class CollectionError(RagaccelError):
+    """Base of the errors of a vector collection."""
+
+
+class CollectionNotFoundError(CollectionError, FileNotFoundError):
+    """There is no collection at the path."""
+
+
+class CollectionClosedError(CollectionError):
+    """The collection was used after `close()`."""
+
+
+class CollectionLockedError(CollectionError, TimeoutError):
+    """Another process or object already writes to the collection."""
+
+
+class CorruptCollectionError(CollectionError):
+    """The stored truth (documents or raw vectors) is damaged; the message says where."""

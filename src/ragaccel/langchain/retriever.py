@@ -1,0 +1,190 @@
+"""LangChain retrievers, wrapped at `_get_relevant_documents` and its async twin.
+
+Callbacks and tracing lie above that seam and happen on a hit as on a miss.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from langchain_core.documents import Document
+from langchain_core.vectorstores import VectorStoreRetriever
+
+from ragaccel import telemetry
+from ragaccel.cache import Uncacheable, flow
+from ragaccel.cache.values import check_plain
+from ragaccel.errors import ConfigurationError
+from ragaccel.fingerprint import fingerprint
+from ragaccel.io import run
+from ragaccel.langchain.vector_store import CompressedVectorStore
+from ragaccel.reuse import answers, is_serving, serve
+from ragaccel.telemetry import attributes
+from ragaccel.transparent import Options, plain_class, state_of, wrap
+
+if TYPE_CHECKING:
+    from langchain_core.retrievers import BaseRetriever
+    from langchain_core.vectorstores import VectorStore
+
+    from ragaccel.cache import Kind
+    from ragaccel.reuse import Answer
+
+    _Base = BaseRetriever
+else:
+    _Base = object
+
+
+class _Packed(msgspec.Struct, array_like=True, frozen=True):
+    page_content: str
+    metadata: dict[str, Any]
+    id: str | None
+
+
+def _pack(documents: list[Document]) -> list[_Packed]:
+    packed = []
+    for one in documents:
+        if type(one) is not Document:
+            raise Uncacheable("value")
+        check_plain(one.metadata)
+        packed.append(_Packed(one.page_content, one.metadata, one.id))
+    return packed
+
+
+def _unpack(packed: list[_Packed]) -> list[Document]:
+    return [
+        Document(page_content=one.page_content, metadata=one.metadata, id=one.id) for one in packed
+    ]
+
+
+_DOCUMENTS: Final[Kind[Answer[list[Document]]]] = answers(
+    "langchain.documents", _pack, _unpack, list[_Packed]
+)
+
+
+class _Retriever(_Base):
+    """The seam: everything else of the retriever is its own."""
+
+    @classmethod
+    def finish_class(cls, made: Any, base: Any) -> None:
+        """Restore the flags that LangChain reads off the signature we replaced."""
+        made._new_arg_supported = True
+        made._expects_other_args = base._expects_other_args
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: Any = None, **kwargs: Any
+    ) -> list[Document]:
+        state = state_of(self)
+        given = _given(self, run_manager)
+        if state is None or is_serving(self):
+            return super()._get_relevant_documents(query, **given, **kwargs)  # type: ignore[safe-super]
+
+        async def call() -> list[Document]:
+            return super(_Retriever, self)._get_relevant_documents(query, **given, **kwargs)  # type: ignore[safe-super]
+
+        with _query_stage(self, run_manager) as span:
+            documents = run(
+                serve(
+                    flow.SYNC, self, _DOCUMENTS, state.options.cache,
+                    _parts(self, state.options, query, kwargs), call,
+                    namespace=state.options.namespace, ttl=state.options.ttl,
+                )
+            )  # fmt: skip
+            span.set({attributes.DOCUMENTS: len(documents)})
+        return documents
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: Any = None, **kwargs: Any
+    ) -> list[Document]:
+        state = state_of(self)
+        given = _given(self, run_manager)
+        if state is None or is_serving(self):
+            return await super()._aget_relevant_documents(query, **given, **kwargs)
+
+        async def call() -> list[Document]:
+            return await super(_Retriever, self)._aget_relevant_documents(query, **given, **kwargs)
+
+        with _query_stage(self, run_manager) as span:
+            documents = await serve(
+                flow.ASYNC, self, _DOCUMENTS, state.options.cache,
+                _parts(self, state.options, query, kwargs), call,
+                namespace=state.options.namespace, ttl=state.options.ttl,
+            )  # fmt: skip
+            span.set({attributes.DOCUMENTS: len(documents)})
+        return documents
+
+
+def accelerated(retriever: BaseRetriever, options: Options) -> BaseRetriever:
+    """Return the retriever wrapped; see `ragaccel.accelerate`."""
+    if options.cache is not None:
+        try:
+            _identity(retriever, options)
+        except Uncacheable as error:
+            name = plain_class(type(retriever)).__name__
+            raise ConfigurationError(
+                f"{name} has settings that ragaccel cannot see, so two of them could share cached "
+                "answers; name what decides its answers: accelerate(retriever, cache=cache, "
+                'identity="...").'
+            ) from error
+    return wrap(retriever, _Retriever, options)
+
+
+def _given(retriever: Any, run_manager: Any) -> dict[str, Any]:
+    """Return the run manager for bases that take one; the framework's async default may not."""
+    base: Any = plain_class(type(retriever))
+    if not base._new_arg_supported:
+        return {}
+    return {"run_manager": run_manager}
+
+
+def _query_stage(retriever: Any, run_manager: Any) -> telemetry.Stage:
+    return telemetry.stage(
+        "query",
+        {attributes.COMPONENT: type(retriever).__name__},
+        parent=_instrumentor_span(run_manager),
+    )
+
+
+def _instrumentor_span(run_manager: Any) -> Any:
+    """Return the span that OpenInference made for this run: it does not make it current itself."""
+    instrumentation = sys.modules.get("openinference.instrumentation.langchain")
+    if instrumentation is None or run_manager is None:
+        return None
+    return instrumentation.LangChainInstrumentor().get_span(run_manager.run_id)
+
+
+def _parts(retriever: Any, options: Options, query: str, kwargs: dict[str, Any]) -> Any:
+    """Return a function that gives everything an answer depends on, read when it is called."""
+    return lambda: (_identity(retriever, options), query, kwargs)
+
+
+def _identity(retriever: Any, options: Options) -> Any:
+    cls = plain_class(type(retriever))
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if cls is not VectorStoreRetriever:
+        if options.identity is None:
+            raise Uncacheable("component")
+        return name, options.identity
+    source = options.identity
+    if source is None:
+        source = _source(retriever.vectorstore)
+    return name, source, retriever.search_type, retriever.search_kwargs
+
+
+_tokens: weakref.WeakKeyDictionary[VectorStore, str] = weakref.WeakKeyDictionary()
+
+
+def _source(store: Any) -> Any:
+    """Tell which documents are searched and with which embeddings.
+
+    A store of another house has no identity that survives the process: it is told apart from others
+    by a token, and its entries are found only while it lives.
+    """
+    if isinstance(store, CompressedVectorStore):
+        return store.collection.id, fingerprint(store.embeddings)
+    try:
+        return _tokens.setdefault(store, uuid.uuid4().hex)
+    except TypeError as error:
+        raise Uncacheable("component") from error

@@ -1,0 +1,5 @@
+"""LlamaIndex: a vector store of its own; retrievers are wrapped by `ragaccel.accelerate`."""
+
+from ragaccel.llamaindex.vector_store import CompressedVectorStore
+
+__all__ = ["CompressedVectorStore"]

@@ -1,0 +1,86 @@
+"""Nodes as plain data and back, with nothing lost: what cannot come back equal is refused."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    ImageDocument,
+    ImageNode,
+    IndexNode,
+    Node,
+    TextNode,
+)
+
+from ragaccel.cache import Uncacheable
+
+_CLASSES: Final = {
+    cls.class_name(): cls for cls in (TextNode, Document, IndexNode, ImageNode, ImageDocument, Node)
+}
+
+
+class PackedNode(msgspec.Struct, array_like=True, frozen=True):
+    """A node's class name and its fields."""
+
+    class_name: str
+    fields: dict[str, Any]
+
+
+def pack_node(node: BaseNode) -> PackedNode:
+    """Return a node as plain data.
+
+    Raises:
+        Uncacheable: The node would not come back equal (a class of the user's own, an object behind
+            an index node, binary content).
+    """
+    name = node.class_name()
+    if type(node) is not _CLASSES.get(name):
+        raise Uncacheable("value")
+    packed = PackedNode(name, node.to_dict())
+    try:
+        back = unpack_node(_decoder.decode(_encoder.encode(packed)))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Uncacheable("value") from error
+    if back != node or getattr(node, "obj", None) is not None:
+        raise Uncacheable("value")
+    return packed
+
+
+def unpack_node(packed: PackedNode) -> BaseNode:
+    """Return a fresh node."""
+    return _CLASSES[packed.class_name].from_dict(packed.fields)
+
+
+def encode_node(node: BaseNode) -> bytes | None:
+    """Return a node for the store, without its text, metadata and embedding.
+
+    Returns:
+        None for a node of a class that cannot be stored as it is; its text and metadata still are.
+    """
+    name = node.class_name()
+    if name not in _CLASSES:
+        return None
+    fields = node.to_dict()
+    for stored_elsewhere in ("text", "metadata", "embedding"):
+        fields.pop(stored_elsewhere, None)
+    return _encoder.encode(PackedNode(name, fields))
+
+
+def decode_node(
+    payload: bytes | None, id_: str, text: str | None, metadata: dict[str, Any]
+) -> BaseNode:
+    """Return a stored node; a row that another framework wrote becomes a `TextNode`."""
+    if payload is None:
+        return TextNode(id_=id_, text=text or "", metadata=metadata)
+    packed = _decoder.decode(payload)
+    fields = {**packed.fields, "metadata": metadata}
+    if "text_resource" not in fields:
+        fields["text"] = text or ""
+    return _CLASSES[packed.class_name].from_dict(fields)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(PackedNode)

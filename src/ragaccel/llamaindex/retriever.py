@@ -1,0 +1,190 @@
+"""LlamaIndex retrievers, wrapped at `_retrieve` and `_aretrieve`.
+
+Events, callbacks and recursive retrieval lie above that seam and happen on a hit as on a miss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+import numpy as np
+from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
+from llama_index.core.schema import NodeWithScore
+
+from ragaccel import telemetry
+from ragaccel.cache import Stale, Uncacheable, flow
+from ragaccel.errors import ConfigurationError
+from ragaccel.fingerprint import fingerprint
+from ragaccel.io import run
+from ragaccel.llamaindex.events import embed_stages
+from ragaccel.llamaindex.nodes import PackedNode, pack_node, unpack_node
+from ragaccel.llamaindex.vector_store import CompressedVectorStore
+from ragaccel.reuse import answers, is_serving, serve
+from ragaccel.telemetry import attributes
+from ragaccel.transparent import Options, plain_class, state_of, wrap
+
+if TYPE_CHECKING:
+    from llama_index.core.base.base_retriever import BaseRetriever
+    from llama_index.core.schema import QueryBundle
+
+    from ragaccel.cache import Kind
+    from ragaccel.reuse import Answer
+
+    _Base = BaseRetriever
+else:
+    _Base = object
+
+
+class _Packed(msgspec.Struct, array_like=True, frozen=True):
+    nodes: list[tuple[PackedNode, float | None]]
+    embedding: bytes | None
+    sync: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Retrieved:
+    """Nodes, and the embedding that a sync retrieval leaves in the query bundle."""
+
+    nodes: list[NodeWithScore]
+    embedding: list[float] | None
+    sync: bool
+
+
+def _pack(retrieved: _Retrieved) -> _Packed:
+    vector = retrieved.embedding
+    return _Packed(
+        [(pack_node(one.node), one.score) for one in retrieved.nodes],
+        None if vector is None else np.asarray(vector, dtype=np.float64).tobytes(),
+        retrieved.sync,
+    )
+
+
+def _unpack(packed: _Packed) -> _Retrieved:
+    vector = packed.embedding
+    return _Retrieved(
+        [NodeWithScore(node=unpack_node(node), score=score) for node, score in packed.nodes],
+        None if vector is None else np.frombuffer(vector, dtype=np.float64).tolist(),
+        packed.sync,
+    )
+
+
+def _unpack_for_sync(packed: _Packed) -> _Retrieved:
+    if not packed.sync:
+        raise Stale  # an async retrieval left no embedding to restore
+    return _unpack(packed)
+
+
+_ASYNC_NODES: Final[Kind[Answer[_Retrieved]]] = answers("llamaindex.nodes", _pack, _unpack, _Packed)
+_SYNC_NODES: Final[Kind[Answer[_Retrieved]]] = answers(
+    "llamaindex.nodes", _pack, _unpack_for_sync, _Packed
+)
+
+
+class _Retriever(_Base):
+    """The seam: everything else of the retriever is its own."""
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        state = state_of(self)
+        if state is None or is_serving(self):
+            return super()._retrieve(query_bundle)  # type: ignore[safe-super]
+        asked = _parts(self, state.options, query_bundle)
+
+        async def call() -> _Retrieved:
+            with embed_stages():
+                nodes = super(_Retriever, self)._retrieve(query_bundle)  # type: ignore[safe-super]
+            return _Retrieved(nodes, query_bundle.embedding, sync=True)
+
+        with telemetry.stage("query", {attributes.COMPONENT: type(self).__name__}) as span:
+            retrieved = run(
+                serve(
+                    flow.SYNC, self, _SYNC_NODES, state.options.cache, asked, call,
+                    namespace=state.options.namespace, ttl=state.options.ttl,
+                )
+            )  # fmt: skip
+            span.set({attributes.DOCUMENTS: len(retrieved.nodes)})
+        query_bundle.embedding = retrieved.embedding
+        return retrieved.nodes
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        state = state_of(self)
+        if state is None or is_serving(self):
+            return await super()._aretrieve(query_bundle)
+        asked = _parts(self, state.options, query_bundle)
+
+        async def call() -> _Retrieved:
+            with embed_stages():
+                nodes = await super(_Retriever, self)._aretrieve(query_bundle)
+            return _Retrieved(nodes, None, sync=False)
+
+        with telemetry.stage("query", {attributes.COMPONENT: type(self).__name__}) as span:
+            retrieved = await serve(
+                flow.ASYNC, self, _ASYNC_NODES, state.options.cache, asked, call,
+                namespace=state.options.namespace, ttl=state.options.ttl,
+            )  # fmt: skip
+            span.set({attributes.DOCUMENTS: len(retrieved.nodes)})
+        return retrieved.nodes
+
+
+def accelerated(retriever: BaseRetriever, options: Options) -> BaseRetriever:
+    """Return the retriever wrapped; see `ragaccel.accelerate`."""
+    if options.cache is not None:
+        try:
+            _identity(retriever, options)
+        except Uncacheable as error:
+            name = plain_class(type(retriever)).__name__
+            raise ConfigurationError(
+                f"{name} has settings that ragaccel cannot see, so two of them could share cached "
+                "answers; name what decides its answers: accelerate(retriever, cache=cache, "
+                'identity="...").'
+            ) from error
+    return wrap(retriever, _Retriever, options)
+
+
+def _parts(retriever: Any, options: Options, bundle: QueryBundle) -> Any:
+    """Return a function that gives everything an answer depends on, read when it is called."""
+    query = (
+        bundle.query_str,
+        bundle.image_path,
+        bundle.custom_embedding_strs,
+        bundle.embedding,
+    )
+    return lambda: (_identity(retriever, options), query)
+
+
+def _identity(retriever: Any, options: Options) -> Any:
+    cls = plain_class(type(retriever))
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if cls is not VectorIndexRetriever:
+        if options.identity is None:
+            raise Uncacheable("component")
+        return name, options.identity
+    return name, _source(retriever, options), _settings(retriever)
+
+
+def _source(retriever: Any, options: Options) -> Any:
+    """Tell which documents are searched and with which embeddings."""
+    if options.identity is not None:
+        return options.identity
+    store = retriever._vector_store
+    if isinstance(store, CompressedVectorStore):
+        searched = store.collection.id
+    else:
+        searched = retriever._index.index_struct.index_id
+    return searched, fingerprint(retriever._embed_model)
+
+
+def _settings(retriever: Any) -> Any:
+    filters = retriever._filters
+    return (
+        retriever._similarity_top_k,
+        retriever._vector_store_query_mode.value,
+        retriever._alpha,
+        retriever._node_ids,
+        retriever._doc_ids,
+        None if filters is None else filters.model_dump(mode="json"),
+        retriever._sparse_top_k,
+        retriever._hybrid_top_k,
+        cast("dict[str, Any]", retriever._kwargs),
+    )

@@ -1,0 +1,111 @@
+"""Fresh by construction: a cached answer is served only if a new search would give it again.
+
+An entry keeps, for every search it came from, the query, the position of the collection's change
+log, the rows found and the score of the last one. On a hit the changes since then are looked at: a
+found row that is gone, or a new row that scores high enough to enter, makes the entry stale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+import numpy as np
+
+from ragaccel.cache import Kind, Stale, Uncacheable
+from ragaccel.vectors import find_open
+from ragaccel.vectors.metric import prepare, scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ragaccel.vectors import SearchTrace
+
+R = TypeVar("R")
+
+
+class Dependency(msgspec.Struct, array_like=True, frozen=True):
+    """A search that an answer came from; see `SearchTrace`."""
+
+    collection: str
+    seq: int
+    query: bytes
+    floor: float
+    slots: tuple[int, ...]
+
+
+class _Stored(msgspec.Struct, array_like=True, frozen=True):
+    dependencies: tuple[Dependency, ...]
+    result: msgspec.Raw
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[R]):
+    """A result and the searches it came from."""
+
+    result: R
+    dependencies: tuple[Dependency, ...] = ()
+
+
+def dependencies(traces: Sequence[SearchTrace]) -> tuple[Dependency, ...]:
+    """Return what an answer depends on."""
+    return tuple(
+        Dependency(trace.collection, trace.seq, trace.query.tobytes(), trace.floor, trace.slots)
+        for trace in traces
+    )
+
+
+def answers(
+    name: str, pack: Callable[[R], Any], unpack: Callable[[Any], R], shape: Any
+) -> Kind[Answer[R]]:
+    """Return the cache kind of answers that stay right under writes.
+
+    Args:
+        name: Of the kind, part of every key.
+        pack: Turns a result into msgspec structs; raises `Uncacheable`.
+        unpack: Turns them back into a fresh result.
+        shape: The structs' type, which stored bytes are checked against.
+    """
+    result_decoder = msgspec.msgpack.Decoder(shape)
+
+    def pack_answer(answer: Answer[R]) -> bytes:
+        try:
+            result = msgspec.Raw(_encoder.encode(pack(answer.result)))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Uncacheable("value") from error
+        return _encoder.encode(_Stored(answer.dependencies, result))
+
+    def open_answer(body: bytes) -> tuple[Answer[R], bytes | None]:
+        stored = _decoder.decode(body)
+        current = tuple(_follow(one) for one in stored.dependencies)
+        answer = Answer(unpack(result_decoder.decode(stored.result)), current)
+        if current == stored.dependencies:
+            return answer, None
+        return answer, _encoder.encode(_Stored(current, stored.result))
+
+    return Kind(name, pack_answer, open_answer)
+
+
+def _follow(dependency: Dependency) -> Dependency:
+    """Return the dependency at the collection's present position; raise `Stale` if it changed."""
+    collection = find_open(dependency.collection)
+    if collection is None:
+        raise Stale
+    seq = collection.seq
+    if seq == dependency.seq:
+        return dependency
+    changes = collection.changes_since(dependency.seq) if seq > dependency.seq else None
+    if changes is None or not set(dependency.slots).isdisjoint(changes.deleted.tolist()):
+        raise Stale
+    if len(changes.upserted):
+        query = np.frombuffer(dependency.query, dtype=np.float32)[None, :]
+        metric = collection.metric
+        reached = scores(prepare(query, metric), prepare(changes.vectors, metric), metric)
+        if float(reached.max()) >= dependency.floor:
+            raise Stale
+    return msgspec.structs.replace(dependency, seq=changes.seq)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Stored)

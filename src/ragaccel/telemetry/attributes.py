@@ -1,0 +1,40 @@
+"""Span attribute names, in one place because the conventions they follow still move.
+
+Where OpenTelemetry's GenAI conventions or OpenInference have a name it is theirs; `ragaccel.*`
+names what no convention covers (cache, index).
+Source: open-telemetry/semantic-conventions-genai v0.1.0; OpenInference semantic conventions 0.1.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SPAN_KIND: Final = "openinference.span.kind"
+OPERATION: Final = "gen_ai.operation.name"
+TOP_K: Final = "gen_ai.retrieval.top_k"
+DATA_SOURCE: Final = "gen_ai.data_source.id"
+EMBEDDING_MODEL: Final = "gen_ai.request.model"
+
+STAGE: Final = "ragaccel.stage"
+COMPONENT: Final = "ragaccel.component"
+CACHE_HIT: Final = "ragaccel.cache.hit"
+CACHE_LEVEL: Final = "ragaccel.cache.level"
+CACHE_BYPASS: Final = "ragaccel.cache.bypass"
+CACHE_AGE: Final = "ragaccel.cache.age"
+DOCUMENTS: Final = "ragaccel.documents.count"
+CANDIDATES: Final = "ragaccel.search.candidates"
+FILTER_ROWS: Final = "ragaccel.search.filter_rows"
+QUERIES: Final = "ragaccel.search.queries"
+CODEC: Final = "ragaccel.index.codec"
+ROWS: Final = "ragaccel.index.rows"
+
+#: What every span of a stage carries from its start, so that samplers see it.
+OF_STAGE: Final[dict[str, dict[str, str]]] = {
+    "query": {SPAN_KIND: "CHAIN"},
+    "preprocess": {SPAN_KIND: "CHAIN"},
+    "cache.lookup": {SPAN_KIND: "CHAIN"},
+    "embed": {SPAN_KIND: "EMBEDDING", OPERATION: "embeddings"},
+    "retrieve": {SPAN_KIND: "RETRIEVER", OPERATION: "retrieval"},
+    "search": {SPAN_KIND: "CHAIN"},
+    "ingest": {SPAN_KIND: "CHAIN"},
+}

@@ -1,0 +1,142 @@
+"""Transparent subclasses: an object cloned into a subclass of its own class.
+
+The clone passes every `isinstance` test that the original passes, keeps its name, fields, dumps and
+native methods, and differs only in the seam methods of a mixin. Framework-free: the adapters bring
+the mixins.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from ragaccel.errors import UnsupportedComponentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ragaccel.cache import MultiLevelCache
+    from ragaccel.cache.multilevel import Seconds
+
+T = TypeVar("T")
+
+_STATE: Final = "ragaccel_state_"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `accelerate` was asked for.
+
+    Attributes:
+        cache: Where results are kept; None traces only.
+        namespace: The tenant; None for the cache's own.
+        ttl: Lifetime of an entry; None for the cache's own.
+        identity: The user's name for what decides the answers and cannot be seen from outside.
+    """
+
+    cache: MultiLevelCache | None = None
+    namespace: str | None = None
+    ttl: Seconds | None = None
+    identity: str | None = None
+
+
+class State:
+    """The one thing that a transparent object carries besides its original's attributes."""
+
+    __slots__ = ("options", "original")
+
+    def __init__(self, options: Options, original: object) -> None:
+        """Keep the options and the object that was wrapped."""
+        self.options = options
+        self.original = original
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+
+def wrap(obj: T, mixin: type, options: Options) -> T:
+    """Return a clone of an object whose class has the mixin's methods before its own.
+
+    Raises:
+        UnsupportedComponentError: The object keeps attributes outside its `__dict__`.
+    """
+    state = State(options, unwrap(obj))
+    base = plain_class(type(obj))
+    clone = _clone(obj, _transparent_class(base, mixin))
+    clone.__dict__[_STATE] = state
+    return cast("T", clone)
+
+
+def unwrap(obj: T) -> T:
+    """Return the object that `accelerate` was given; another object comes back as it is."""
+    state = state_of(obj)
+    return obj if state is None else cast("T", state.original)
+
+
+def state_of(obj: object) -> State | None:
+    """Return the state of a transparent object, or None."""
+    return getattr(obj, "__dict__", {}).get(_STATE)
+
+
+def plain_class(cls: type) -> type:
+    """Return the class that a transparent class was made from; another class as it is."""
+    return getattr(cls, "__ragaccel_base__", cls)
+
+
+@functools.cache
+def _transparent_class(base: type, mixin: type) -> type:
+    body: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__reduce_ex__": _reduce,
+    }
+    if _is_pydantic(base):
+        from pydantic import Field
+
+        body["__annotations__"] = {_STATE: Any}
+        body[_STATE] = Field(default=None, exclude=True, repr=False)
+    made = type(base)(base.__name__, (mixin, base), body)
+    # After creation: metaclasses and __init_subclass__ of the base have had their say.
+    made.__ragaccel_base__ = base  # type: ignore[attr-defined]
+    finish = getattr(mixin, "finish_class", None)
+    if finish is not None:
+        finish(made, base)
+    return made
+
+
+def _clone(obj: Any, cls: type) -> Any:
+    if _is_pydantic(cls):
+        clone = copy.copy(obj)
+        object.__setattr__(clone, "__class__", cls)
+        return clone
+    if not hasattr(obj, "__dict__") or any(vars(c).get("__slots__") for c in cls.__mro__):
+        raise UnsupportedComponentError(
+            f"{type(obj).__name__} keeps attributes in __slots__ and cannot be cloned."
+        )
+    clone = object.__new__(cls)
+    clone.__dict__.update(obj.__dict__)
+    return clone
+
+
+def _is_pydantic(cls: type) -> bool:
+    return hasattr(cls, "__pydantic_fields__")
+
+
+def _reduce(self: Any, protocol: int) -> tuple[Any, ...]:
+    """Pickle the plain object and the options; the class is made again on the other side."""
+    del protocol
+    state = state_of(self)
+    bare = _clone(self, plain_class(type(self)))
+    bare.__dict__.pop(_STATE, None)
+    mixin = type(self).__mro__[1]
+    return _restore, (bare, mixin, state.options if state is not None else Options())
+
+
+def _restore(bare: Any, mixin: type, options: Options) -> Any:
+    return wrap(bare, mixin, options)

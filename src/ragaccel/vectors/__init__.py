@@ -1,0 +1,27 @@
+"""Vector collections: SQLite truth, a slab of raw vectors, compressed codes derived from them."""
+
+from ragaccel.vectors.collection import VectorCollection, find_open
+from ragaccel.vectors.filters import And, DocumentId, Documents, Field, Filter, Ids, Not, Or
+from ragaccel.vectors.records import Changes, CollectionStats, Hit, Record
+from ragaccel.vectors.spec import CompressionSpec
+from ragaccel.vectors.watch import SearchTrace, watch
+
+__all__ = [
+    "And",
+    "Changes",
+    "CollectionStats",
+    "CompressionSpec",
+    "DocumentId",
+    "Documents",
+    "Field",
+    "Filter",
+    "Hit",
+    "Ids",
+    "Not",
+    "Or",
+    "Record",
+    "SearchTrace",
+    "VectorCollection",
+    "find_open",
+    "watch",
+]

@@ -1,0 +1,463 @@
+"""`VectorCollection`: documents and vectors, stored safely and searched compressed."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import numpy as np
+
+from ragaccel import telemetry
+from ragaccel.errors import (
+    CollectionClosedError,
+    CollectionError,
+    CollectionNotFoundError,
+    ConfigurationError,
+    InvalidRecordError,
+)
+from ragaccel.telemetry import attributes
+from ragaccel.vectors import database, records, spec
+from ragaccel.vectors.database import Database
+from ragaccel.vectors.filters import Ids
+from ragaccel.vectors.locks import ReadWriteLock, WriterLock
+from ragaccel.vectors.metric import check_vectors
+from ragaccel.vectors.records import Changes, CollectionStats, Hit, Record
+from ragaccel.vectors.store import Store, settings
+from ragaccel.vectors.watch import SearchTrace, watched
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+    from typing_extensions import Self
+
+    from ragaccel.vectors.filters import Filter
+    from ragaccel.vectors.index import Found
+    from ragaccel.vectors.spec import Compression, CompressionSpec, Metric
+
+_DATABASE: Final = "collection.sqlite"
+
+_open_collections: weakref.WeakValueDictionary[str, VectorCollection] = (
+    weakref.WeakValueDictionary()
+)
+
+
+def find_open(collection: str) -> VectorCollection | None:
+    """Return the collection with an id of its own that this process has open, or None."""
+    found = _open_collections.get(collection)
+    return None if found is None or found.closed else found
+
+
+class VectorCollection:
+    """Texts, metadata and vectors that are searched in compressed form with exact scores.
+
+    On disk a collection is a folder: the truth in `collection.sqlite` and `vectors.bin`, and
+    `segment.faiss` with codes that are derived from it and rebuilt when they are missing. In memory
+    it is the same code on SQLite's memory mode. One object writes at a time; searches run beside
+    each other in threads. Make one with `open`.
+
+    Example:
+        >>> with VectorCollection.open(dim=2) as collection:
+        ...     collection.upsert(["a", "b"], [[1, 0], [0, 1]], texts=["east", "north"])
+        ...     [hit.text for hit in collection.search([0.9, 0.1], k=1)[0]]
+        ['east']
+    """
+
+    def __init__(self, path: Path | None, store: Store, lock: WriterLock | None) -> None:
+        """Put ready parts together; use `open`."""
+        self.path = path
+        self.read_only = path is not None and lock is None
+        self.id = store.settings.id
+        self.metric = store.settings.metric
+        self._store, self._writer = store, lock
+        self._lock = ReadWriteLock()
+        self._closed = False
+        _open_collections[self.id] = self
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        dim: int | None = None,
+        metric: Metric = "cosine",
+        compression: Compression | CompressionSpec = "auto",
+        recall: float = 0.99,
+        read_only: bool = False,
+    ) -> Self:
+        """Open a collection, or make one where there is none.
+
+        Args:
+            path: A folder; None keeps everything in memory.
+            dim: Dimensions of the vectors; by default told by the first ones.
+            metric: "cosine", "ip" (inner product) or "l2"; scores are higher for nearer rows.
+            compression: A codec, a `CompressionSpec`, or "auto": exact while the collection is
+                small, 1 bit per dimension from 4,096 rows on.
+            recall: The recall@10 against exact search that rescoring is set to keep, 0 to 1.
+            read_only: Follow a collection that another process writes.
+
+        Raises:
+            ConfigurationError: An argument is out of range or contradicts the stored collection.
+            CollectionNotFoundError: `read_only` and there is nothing at the path.
+            CollectionLockedError: Another writer has it open.
+            CorruptCollectionError: The stored truth is damaged.
+        """
+        _check_options(dim, metric, recall)
+        asked = spec.resolve(compression)
+        folder = None if path is None else Path(path)
+        lock = None
+        if folder is not None and read_only:
+            if not (folder / _DATABASE).exists():
+                raise CollectionNotFoundError(f"there is no collection at {folder}.")
+        elif folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = WriterLock(folder / "writer.lock")
+        writable = folder is None or lock is not None
+        try:
+            db = Database(folder and folder / _DATABASE, read_only=not writable)
+            chosen = settings(db, dim, metric, asked, recall)
+            return cls(folder, Store(folder, db, chosen, writable=writable), lock)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: ArrayLike,
+        texts: Sequence[str | None] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        document_ids: Sequence[str | None] | None = None,
+        payloads: Sequence[bytes | None] | None = None,
+    ) -> None:
+        """Add rows, or replace those whose ids exist; all of them or, on an error, none.
+
+        When it returns, the rows are stored and the next search finds them.
+
+        Args:
+            ids: Non-empty strings; of equal ids in one call the last counts.
+            vectors: Array of numbers of shape (n, dim).
+            texts: One text or None per row.
+            metadata: One dict of JSON values or None per row.
+            document_ids: The document each row is a part of, or None.
+            payloads: Bytes to keep beside each row.
+
+        Raises:
+            InvalidVectorError: Wrong shape or dimension, NaN or infinity.
+            InvalidRecordError: Ids, texts or metadata that cannot be stored.
+            CollectionClosedError: The collection is closed.
+        """
+        rows = records.check_rows(ids, texts, metadata, document_ids, payloads)
+        array = check_vectors(vectors, self.dim)
+        if len(array) != len(ids):
+            raise InvalidRecordError(f"{len(ids)} ids need {len(ids)} vectors, got {len(array)}.")
+        if not rows:
+            return
+        with telemetry.stage("ingest", {attributes.ROWS: len(rows)}), self._lock.write():
+            self._writable().write(list(rows.values()), array[list(rows)])
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete rows; unknown ids are passed over.
+
+        Returns:
+            How many rows were deleted.
+        """
+        keys = set(records.check_ids(ids))
+        return self._remove(lambda db: database.slots_of(db, keys))
+
+    def delete_where(self, where: Filter) -> int:
+        """Delete the rows that pass a filter.
+
+        Returns:
+            How many rows were deleted.
+        """
+        return self._remove(lambda db: database.slots_where(db, where))
+
+    def clear(self) -> None:
+        """Delete every row."""
+        self._remove(database.live_slots)
+        self.compact()
+
+    def flush(self) -> None:
+        """Move recent vectors into the slab, compress them and store the codes."""
+        with self._lock.write():
+            store = self._writable()
+            store.checkpoint()
+            if store.index is not None:
+                store.index.seal(flush=True)
+            store.save_segment()
+
+    def compact(self) -> None:
+        """Encode the rows anew without deleted ones, with a codec trained on what is there now."""
+        with self._lock.write():
+            store = self._writable()
+            store.checkpoint()
+            if store.index is not None:
+                store.index.compact()
+            store.save_segment()
+
+    def close(self) -> None:
+        """Store the codes and let go of files and the right to write; twice is fine."""
+        with self._lock.write():
+            if self._closed:
+                return
+            try:
+                if self._writer is not None:
+                    self._store.checkpoint()
+                    self._store.save_segment()
+            finally:
+                self._closed = True
+                self._store.close()
+                if self._writer is not None:
+                    self._writer.release()
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def search(
+        self,
+        queries: ArrayLike,
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        exact: bool = False,
+        vectors: bool = False,
+    ) -> list[list[Hit]]:
+        """Find the nearest rows of each query.
+
+        Args:
+            queries: One query of shape (dim,) or several of shape (m, dim).
+            k: Rows per query; fewer come back only if fewer exist.
+            where: A filter that rows must pass; it is applied before the search, not after.
+            exact: Compare with every vector instead of the codes.
+            vectors: Give the hits their raw vectors.
+
+        Returns:
+            Per query, hits with exact scores, nearest first; of equal scores the earlier row first.
+
+        Raises:
+            InvalidVectorError: Wrong shape or dimension, NaN or infinity.
+            FilterError: The filter cannot be understood.
+            CollectionClosedError: The collection is closed.
+        """
+        if k < 1:
+            raise ConfigurationError(f"k must be at least 1, got {k}.")
+        asked = check_vectors(queries, self.dim)
+        with telemetry.stage(
+            "search", {attributes.TOP_K: k, attributes.QUERIES: len(asked)}
+        ) as span:
+            self._follow()
+            with self._lock.read():
+                store = self._readable()
+                index = store.index
+                allowed = None if where is None else store.slots_where(where)
+                found: list[Found] = [([], []) for _ in asked]
+                if index is not None:
+                    found = index.search(asked, k, allowed, exact=exact)
+                wanted = sorted({slot for _, slots in found for slot in slots})
+                with store.db.read() as db:
+                    rows = database.records(db, wanted)
+                raw = store.raw(wanted) if vectors else {}
+                self._tell(asked, k, found)
+            if index is not None:
+                span.set(
+                    {
+                        attributes.CODEC: index.spec.codec,
+                        attributes.ROWS: index.live_count,
+                        attributes.CANDIDATES: index.candidates(k),
+                        attributes.FILTER_ROWS: -1 if allowed is None else len(allowed),
+                    }
+                )
+        return [
+            [
+                _hit(rows[slot], score, raw.get(slot))
+                for score, slot in zip(scores, slots, strict=True)
+                if slot in rows
+            ]
+            for scores, slots in found
+        ]
+
+    def get(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
+        """Return the rows of ids, in their order; unknown ids are left out."""
+        keys = records.check_ids(ids)
+        return self.select(Ids(tuple(keys)), vectors=vectors, order=keys)
+
+    def select(
+        self,
+        where: Filter | None = None,
+        *,
+        vectors: bool = False,
+        order: Sequence[str] | None = None,
+    ) -> list[Record]:
+        """Return the rows that pass a filter, in the order of writing or of the ids in `order`."""
+        self._follow()
+        with self._lock.read():
+            store = self._readable()
+            slots = store.slots_where(where).tolist()
+            with store.db.read() as db:
+                found = database.records(db, slots)
+            if vectors:
+                raw = store.raw(slots)
+                found = {slot: _with_vector(one, raw[slot]) for slot, one in found.items()}
+            # Any new row might pass the filter: one more is asked for than was found.
+            self._tell(np.zeros((1, self.dim or 0), np.float32), len(slots) + 1, [([], slots)])
+        if order is None:
+            return [found[slot] for slot in slots if slot in found]
+        by_id = {record.id: record for record in found.values()}
+        return [by_id[one] for one in order if one in by_id]
+
+    def scan(self) -> Iterator[Record]:
+        """Yield every row, in the order of writing."""
+        yield from self.select()
+
+    def count(self, where: Filter | None = None) -> int:
+        """Return how many rows there are, or pass a filter."""
+        self._follow()
+        with self._lock.read():
+            store = self._readable()
+            if where is not None:
+                return len(store.slots_where(where))
+            return 0 if store.index is None else store.index.live_count
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def changes_since(self, seq: int, limit: int = 1000) -> Changes | None:
+        """Return what happened after a position of the change log.
+
+        Returns:
+            The changes, or None if there were more than `limit`.
+        """
+        self._follow()
+        with self._lock.read():
+            return self._readable().changes_since(seq, limit)
+
+    def measure_recall(self, queries: int | ArrayLike = 200, k: int = 10) -> float:
+        """Return the measured recall@k of a search against an exact search of the same rows.
+
+        Args:
+            queries: Query vectors of shape (m, dim), best real ones; or how many rows of the
+                collection to use as queries, which gives a slightly higher figure.
+            k: Results per query.
+        """
+        self._follow()
+        with self._lock.read():
+            index = self._readable().index
+            if index is None or not index.live_count:
+                return 1.0
+            if isinstance(queries, int):
+                return index.recall_on_rows(queries, k)
+            return index.recall(check_vectors(queries, index.dim), k)
+
+    def stats(self) -> CollectionStats:
+        """Return the collection in numbers."""
+        self._follow()
+        with self._lock.read():
+            store = self._readable()
+            index, files = store.index, [] if self.path is None else list(self.path.iterdir())
+            return CollectionStats(
+                rows=0 if index is None else index.live_count,
+                dim=self.dim or 0,
+                bytes_in_memory=0 if index is None else index.bytes_used,
+                bytes_on_disk=sum(file.stat().st_size for file in files),
+                compression=spec.CompressionSpec("float32") if index is None else index.spec,
+                recall=1.0 if index is None else index.estimated_recall,
+                seq=store.seq,
+            )
+
+    @property
+    def dim(self) -> int | None:
+        """Dimensions of the vectors; None before the first ones."""
+        return None if self._store.index is None else self._store.index.dim
+
+    @property
+    def seq(self) -> int:
+        """Position of the change log; it grows with every change."""
+        self._follow()
+        return self._store.seq
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.path is None:
+            raise TypeError("a collection in memory cannot be pickled; give it a path.")
+        asked = self._store.settings
+        return _reopen, (self.path, asked.metric, asked.compression or "auto", asked.recall)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _remove(self, find: Callable[[Any], Iterable[int]]) -> int:
+        with self._lock.write():
+            return self._writable().remove(find)
+
+    def _follow(self) -> None:
+        """Take in what another process has written since the last look."""
+        if self.read_only and not self._closed and self._store.is_behind():
+            with self._lock.write():
+                self._store.follow()
+
+    def _tell(self, queries: NDArray[np.float32], k: int, found: Sequence[Found]) -> None:
+        """Tell a watcher what was found, so that it can see when that is no longer right."""
+        traces = watched()
+        if traces is None:
+            return
+        for query, (scores, slots) in zip(queries, found, strict=True):
+            floor = scores[-1] if len(slots) == k else -np.inf
+            seq = self._store.seq
+            traces.append(SearchTrace(self.id, seq, query.copy(), floor, tuple(slots)))
+
+    def _readable(self) -> Store:
+        if self._closed:
+            raise CollectionClosedError("the collection is closed; open it again.")
+        return self._store
+
+    def _writable(self) -> Store:
+        if self.read_only:
+            raise CollectionError(
+                "the collection is open for reading only; open it without read_only."
+            )
+        return self._readable()
+
+
+def _check_options(dim: int | None, metric: str, recall: float) -> None:
+    if not 0 < recall <= 1:
+        raise ConfigurationError(f"recall must be within (0, 1], got {recall}; write recall=0.99.")
+    if metric not in get_args(spec.Metric):
+        raise ConfigurationError(f"metric must be cosine, ip or l2, got {metric!r}.")
+    if dim is not None and dim < 1:
+        raise ConfigurationError(f"dim must be at least 1, got {dim}.")
+
+
+def _reopen(path: Path, metric: Metric, compression: Any, recall: float) -> VectorCollection:
+    """Open a pickled collection; the process that it came from may still be writing it."""
+    return VectorCollection.open(
+        path, metric=metric, compression=compression, recall=recall, read_only=True
+    )
+
+
+def _hit(record: Record, score: float, vector: NDArray[np.float32] | None) -> Hit:
+    return Hit(
+        record.id, record.text, record.metadata, record.document_id, record.payload, record.slot,
+        vector, score,
+    )  # fmt: skip
+
+
+def _with_vector(record: Record, vector: NDArray[np.float32]) -> Record:
+    return Record(
+        record.id, record.text, record.metadata, record.document_id, record.payload, record.slot,
+        vector,
+    )  # fmt: skip

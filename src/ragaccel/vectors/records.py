@@ -1,0 +1,227 @@
+"""What a collection holds and returns, and the checks on what goes in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from ragaccel.errors import InvalidRecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ragaccel.vectors.spec import CompressionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored row.
+
+    Attributes:
+        id: The user's id.
+        text: The text that was embedded, or None.
+        metadata: JSON values by name.
+        document_id: The document that the text is a part of, or None.
+        payload: Bytes that an adapter keeps beside the row, or None.
+        slot: The row's number; it never changes, and an upsert of the id takes a new one.
+        vector: The raw vector, float32 of shape (dim,), where it was asked for.
+    """
+
+    id: str
+    text: str | None
+    metadata: dict[str, Any]
+    document_id: str | None = None
+    payload: bytes | None = None
+    slot: int = 0
+    vector: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit(Record):
+    """A found row and its exact score; higher is nearer."""
+
+    score: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What happened to a collection after a position of its change log.
+
+    Attributes:
+        seq: The position reached.
+        upserted: Slots that were written and still exist, int64 of shape (n,).
+        vectors: Their raw vectors, float32 of shape (n, dim).
+        deleted: Slots that are gone, int64 of shape (m,).
+    """
+
+    seq: int
+    upserted: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    deleted: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionStats:
+    """A collection in numbers.
+
+    Attributes:
+        rows: Rows that a search can find.
+        dim: Dimensions of the vectors.
+        bytes_in_memory: Codes, row numbers, recent vectors and tombstones; not the page cache.
+        bytes_on_disk: Size of the collection's files; 0 in memory mode.
+        compression: What the vectors are kept with now.
+        recall: Recall@10 against exact search, estimated when the codec was last calibrated; 1.0
+            while search is exact.
+        seq: Position of the change log.
+    """
+
+    rows: int
+    dim: int
+    bytes_in_memory: int
+    bytes_on_disk: int
+    compression: CompressionSpec
+    recall: float
+    seq: int
+
+    @property
+    def bytes_per_vector(self) -> float:
+        """Bytes in memory per row; a float32 vector takes four times its dimensions."""
+        return self.bytes_in_memory / self.rows if self.rows else 0.0
+
+
+class Row(NamedTuple):
+    """A row as the database stores it."""
+
+    id: str
+    text: str | None
+    metadata: str
+    document_id: str | None
+    payload: bytes | None
+
+
+def check_rows(
+    ids: Sequence[str],
+    texts: Sequence[str | None] | None,
+    metadata: Sequence[Mapping[str, Any] | None] | None,
+    document_ids: Sequence[str | None] | None,
+    payloads: Sequence[bytes | None] | None,
+) -> dict[int, Row]:
+    """Return the rows to store, by their position; of equal ids the last counts.
+
+    Raises:
+        InvalidRecordError: Columns of different lengths, or a value that cannot be stored.
+    """
+    keys = check_ids(ids)
+    text = _column("texts", texts, len(keys))
+    meta = _column("metadata", metadata, len(keys))
+    document = _column("document_ids", document_ids, len(keys))
+    payload = _column("payloads", payloads, len(keys))
+    last = sorted({key: position for position, key in enumerate(keys)}.values())
+    return {
+        at: Row(keys[at], _text(text[at]), _encode_metadata(meta[at]), document[at], payload[at])
+        for at in last
+    }
+
+
+def check_ids(ids: Sequence[str]) -> list[str]:
+    """Return the ids as a list.
+
+    Raises:
+        InvalidRecordError: An id is not a string, or is empty.
+    """
+    if isinstance(ids, str):
+        raise InvalidRecordError(f"ids must be a list of strings, got the string {ids!r}.")
+    found: list[Any] = list(ids)
+    for position, one in enumerate(found):
+        if not isinstance(one, str) or not one:
+            raise InvalidRecordError(
+                f"ids must be non-empty strings, got {one!r} at position {position}."
+            )
+    return found
+
+
+def _column(name: str, values: Sequence[Any] | None, rows: int) -> Sequence[Any]:
+    """Return a column of as many values as there are rows; None stands for all None.
+
+    Raises:
+        InvalidRecordError: The column is of another length.
+    """
+    if values is None:
+        return [None] * rows
+    if len(values) != rows:
+        raise InvalidRecordError(f"{rows} ids need {rows} {name}, got {len(values)}.")
+    return values
+
+
+def _text(text: Any) -> str | None:
+    """Return a text that can be stored.
+
+    Raises:
+        InvalidRecordError: Not a string, empty, or not valid Unicode.
+    """
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise InvalidRecordError(f"texts must be strings or None, got {type(text).__name__}.")
+    if not text:
+        raise InvalidRecordError(
+            "a text is empty; leave the row out, or pass None for a row without a text."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRecordError(
+            f"a text is not valid Unicode ({error.reason} at {error.start}); "
+            "clean it with text.encode(errors='replace').decode()."
+        ) from error
+    return str(text)
+
+
+def _encode_metadata(metadata: Mapping[str, Any] | None) -> str:
+    """Return metadata as JSON.
+
+    Raises:
+        InvalidRecordError: A value is not JSON (tuples are stored as lists), or is NaN.
+    """
+    if not metadata:
+        return "{}"
+    _check_json(metadata, "metadata")
+    try:
+        return msgspec.json.encode(metadata).decode()
+    except (TypeError, ValueError, UnicodeError) as error:
+        raise InvalidRecordError(f"metadata cannot be stored as JSON: {error}") from error
+
+
+def decode_metadata(stored: str) -> dict[str, Any]:
+    """Return the metadata of a stored row."""
+    metadata: dict[str, Any] = _metadata_decoder.decode(stored)
+    return metadata
+
+
+_metadata_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+def _check_json(value: Any, where: str) -> None:
+    if value is None or isinstance(value, (str, bool, int)):
+        return
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return
+    elif isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            _check_json(item, f"{where}[{position}]")
+        return
+    elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        for key, item in value.items():
+            _check_json(item, f"{where}[{key!r}]")
+        return
+    raise InvalidRecordError(
+        f"{where} is {value!r} ({type(value).__name__}), which JSON cannot hold; store strings, "
+        "finite numbers, booleans, None, lists and dicts with string keys."
+    )

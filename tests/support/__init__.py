@@ -1,0 +1,1 @@
+"""What the tests share: real counterparts of the systems that ragaccel talks to."""
