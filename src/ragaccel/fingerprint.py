@@ -1,4 +1,4 @@
-"""Telling two components apart by their public configuration, without their secrets."""
+"""Telling two components apart by their configuration, without their secrets."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _LEFT_OUT: Final = re.compile(
 
 
 def fingerprint(component: object) -> tuple[str, bytes]:
-    """Return a component's class and a digest of its live public configuration.
+    """Return a component's class and a digest of its live configuration.
+
+    Of a pydantic object that is its fields, of another one all its attributes.
 
     Raises:
-        Uncacheable: A public attribute has no canonical form, so that two components that differ
+        Uncacheable: An attribute has no canonical form, so that two components that differ
             in it could not be told apart.
     """
     cls = type(component)
@@ -27,7 +29,7 @@ def fingerprint(component: object) -> tuple[str, bytes]:
     if fields is not None:
         names = [name for name, field in fields.items() if field.exclude is not True]
     else:
-        names = [name for name in vars(component) if not name.startswith("_")]
+        names = list(getattr(component, "__dict__", ()))
     config: dict[str, Any] = {
         name: getattr(component, name) for name in names if not _LEFT_OUT.search(name)
     }

@@ -341,8 +341,8 @@ class VectorCollection:
         """Return the measured recall@k of a search against an exact search of the same rows.
 
         Args:
-            queries: Query vectors of shape (m, dim), best real ones; or how many rows of the
-                collection to use as queries, which gives a slightly higher figure.
+            queries: Query vectors of shape (m, dim), best real ones; or how many stand-ins
+                to make from rows of the collection.
             k: Results per query.
         """
         self._follow()

@@ -27,11 +27,12 @@ _EXACT_FILTER_ROWS: Final = 20_000
 _BLOCK_ROWS: Final = 32_768
 _SEAL_ROWS: Final = 1024
 _MIN_TRAIN_ROWS: Final = 1024
-_LADDER: Final = (4, 8, 16, 32, 64, 128)
-_CALIBRATION_QUERIES: Final = 128
+_LADDER: Final = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_CALIBRATION_QUERIES: Final = 256
 _K: Final = 10
 _Z: Final = 1.645  # one-sided 95%
 _GROWTH: Final = 2
+_NOISE: Final = 1.5
 _SEED: Final = 20_261_123
 
 
@@ -179,25 +180,17 @@ class Index:
             segment.add(part, self._prepared(part))
 
     def _calibrate(self, segment: Segment) -> None:
-        """Set the least oversampling whose recall is surely at the floor, then one rung more.
-
-        Rows stand in for queries and are found more easily than real ones, hence the extra rung.
-        """
+        """Set the least oversampling whose recall is at the floor, with 95% certainty."""
         segment.trained_rows = max(segment.trained_rows, self.live_count)
-        if segment.spec.oversample is not None:
-            segment.recall = self.recall_on_rows(_CALIBRATION_QUERIES, _K)
-            return
-        queries = self._sample(_CALIBRATION_QUERIES)
-        truth = self._exact(queries, _K + 1, None)
-        reached = False
-        for rung in _LADDER:
+        queries = self._pseudo_queries(_CALIBRATION_QUERIES)
+        truth = self._exact(queries, _K, None)
+        asked = segment.spec.oversample
+        for rung in _LADDER if asked is None else (asked,):
             segment.oversample = rung
-            segment.recall = _overlap(self._compressed(queries, _K + 1, None), truth)
-            if reached:
+            segment.recall = _overlap(self._compressed(queries, _K, None), truth)
+            variance = segment.recall * (1 - segment.recall) / (len(queries) * _K)
+            if segment.recall - _Z * float(np.sqrt(variance)) >= self._floor:
                 return
-            samples = len(queries) * _K
-            error = _Z * float(np.sqrt(segment.recall * (1 - segment.recall) / samples))
-            reached = segment.recall - error >= self._floor
 
     # -- search ------------------------------------------------------------------------------------
 
@@ -233,8 +226,8 @@ class Index:
         return _overlap(self._compressed(prepared, k, None), self._exact(prepared, k, None))
 
     def recall_on_rows(self, queries: int, k: int) -> float:
-        """Return recall@k with rows of the collection as queries."""
-        prepared = self._sample(queries)
+        """Return recall@k of vectors made from the rows as stand-ins for questions."""
+        prepared = self._pseudo_queries(queries)
         return _overlap(self._compressed(prepared, k, None), self._exact(prepared, k, None))
 
     def _compressed(
@@ -294,10 +287,21 @@ class Index:
     def _prepared(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         return metrics.prepare(self.slab.read(slots), self._metric)
 
-    def _sample(self, count: int) -> NDArray[np.float32]:
+    def _pseudo_queries(self, count: int) -> NDArray[np.float32]:
+        """Return prepared vectors as far from the rows as real questions are.
+
+        Rows themselves are found too easily. A row with noise of 1.5 times its length has a cosine
+        of .55 to its nearest row; on the four real sets of questions that this was chosen on, the
+        recall of such vectors was that of the questions or lower, at every oversampling.
+        """
         slots = np.flatnonzero(self._live[: self.slab.end])
-        chosen = np.random.default_rng(_SEED).choice(slots, min(count, len(slots)), replace=False)
-        return self._prepared(np.sort(chosen))
+        generator = np.random.default_rng(_SEED)
+        chosen = generator.choice(slots, min(count, len(slots)), replace=False)
+        rows = self.slab.read(np.sort(chosen))
+        noise = generator.standard_normal(rows.shape, dtype=np.float32)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        noise *= _NOISE * lengths / np.linalg.norm(noise, axis=1, keepdims=True)
+        return metrics.prepare(rows + noise, self._metric)
 
     def _mark_live(self, slots: NDArray[np.int64]) -> None:
         if not len(slots):

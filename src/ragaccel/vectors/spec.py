@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, get_args
 
 from ragaccel.errors import ConfigurationError
 
-Codec = Literal["float32", "float16", "int8", "pq", "rabitq"]
+Codec = Literal["float32", "float16", "int8", "pq"]
 Compression = Codec | Literal["auto"]
 Metric = Literal["cosine", "ip", "l2"]
 
@@ -22,14 +22,13 @@ class CompressionSpec:
     """A codec and how far its candidates are rescored.
 
     Attributes:
-        codec: "float32" (exact, in memory), "float16", "int8" (scalar quantizers), "pq" (product
-            quantizer, 4-bit codes of 4 dimensions: 1 bit per dimension) or "rabitq" (1 bit per
-            dimension, needs no training).
+        codec: "float32" (exact, in memory), "float16", "int8" (scalar quantizers) or "pq" (product
+            quantizer, 4-bit codes of 4 dimensions: 1 bit per dimension).
         oversample: Candidates per asked result that are rescored with exact scores; None lets the
             collection find the least that keeps its recall.
 
     Source: Jégou et al., Product Quantization for Nearest Neighbor Search, 2011; André et al.,
-    Quicker ADC, 2019 (fast scan); Gao and Long, RaBitQ, 2024.
+    Quicker ADC, 2019 (fast scan).
     """
 
     codec: Codec
@@ -65,8 +64,7 @@ class CompressionSpec:
                 "float16": "SQfp16",
                 "int8": "SQ8",
                 "pq": f"PQ{dim // _PQ_DIMENSIONS}x4fs",
-                "rabitq": "RaBitQ",
-            }[self.codec]
+                }[self.codec]
         )
 
     def to_dict(self) -> dict[str, Any]:

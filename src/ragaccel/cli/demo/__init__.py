@@ -1,1 +1,1 @@
-"""The data, traffic and models of `ragaccel demo`."""
+"""`ragaccel demo`: both frameworks on real text, plain beside accelerated."""

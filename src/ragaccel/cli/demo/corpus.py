@@ -49,10 +49,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the demo indexes and what it asks."""
+    """What the demo indexes and what it asks.
+
+    Attributes:
+        passages: Those that answer a question before the distractors.
+        questions: Each with the passage that answers it.
+        distractors_at: Where in `passages` the distractors begin.
+    """
 
     passages: tuple[Passage, ...]
     questions: tuple[Question, ...]
+    distractors_at: int
 
 
 def load_corpus(directory: Path, distractors: int = 20_000) -> Corpus:
@@ -66,7 +73,7 @@ def load_corpus(directory: Path, distractors: int = 20_000) -> Corpus:
         The passages, those that answer a question before the distractors, and the questions.
     """
     passages, questions = load_xquad(directory)
-    return Corpus((*passages, *stdlib_passages(distractors)), questions)
+    return Corpus((*passages, *stdlib_passages(distractors)), questions, len(passages))
 
 
 def load_xquad(directory: Path) -> tuple[tuple[Passage, ...], tuple[Question, ...]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+
+from ragaccel.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +51,7 @@ def load_model(name: Literal["wordllama", "minilm"]) -> TextModel:
         The model, ready to use from several threads.
 
     Raises:
-        ImportError: A package is missing; the message is the line that installs it.
+        MissingExtraError: A package is missing; the message is the line that installs it.
     """
     loaders: dict[str, tuple[Callable[[], TextModel], str]] = {
         "wordllama": (_WordLlama, "demo"),
@@ -58,8 +60,8 @@ def load_model(name: Literal["wordllama", "minilm"]) -> TextModel:
     load, extra = loaders[name]
     try:
         return load()
-    except ImportError as error:
-        raise ImportError(f'{name} is not installed: pip install "ragaccel[{extra}]"') from error
+    except (ImportError, PackageNotFoundError) as error:
+        raise MissingExtraError(extra, name) from error
 
 
 def llamaindex_embedding(model: TextModel) -> BaseEmbedding:
@@ -107,7 +109,8 @@ def langchain_embeddings(model: TextModel) -> Embeddings:
     from langchain_core.embeddings import Embeddings
 
     class TextModelEmbeddings(Embeddings):
-        model_name = model.name
+        def __init__(self) -> None:
+            self.model_name = model.name
 
         def embed_documents(self, texts: list[str]) -> list[list[float]]:
             return _rows(model, texts)

@@ -1,0 +1,13 @@
+"""The `ragaccel` command: one file or folder per subcommand."""
+
+import typer
+
+from ragaccel.cli.demo.command import demo
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(demo)
+
+
+@app.callback()
+def main() -> None:
+    """Make an existing LlamaIndex or LangChain RAG application faster, smaller and observable."""

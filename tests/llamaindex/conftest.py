@@ -1,0 +1,71 @@
+"""What the tests of the LlamaIndex adapters share."""
+
+from __future__ import annotations
+
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+
+from ragaccel import MultiLevelCache
+from ragaccel.llamaindex import CompressedVectorStore
+from tests.llamaindex.embeddings import HashEmbedding
+
+TEXTS = (
+    "cats sleep most of the day and hunt at dusk",
+    "dogs bark at strangers and sleep at night",
+    "birds sing at dawn in the forest",
+    "fish swim in cold water below the ice",
+    "horses run across the dry plain",
+    "owls hunt mice in the forest at night",
+)
+
+
+@pytest.fixture
+def embed_model():
+    """A small real embedding model."""
+    return HashEmbedding()
+
+
+@pytest.fixture
+def nodes():
+    """Six chunks of three documents, `animals-0` to `animals-2`, without embeddings."""
+    return [
+        TextNode(
+            id_=f"node-{at}",
+            text=text,
+            metadata={"number": at, "kind": "even" if at % 2 == 0 else "odd"},
+            relationships={
+                NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"animals-{at // 2}")
+            },
+        )
+        for at, text in enumerate(TEXTS)
+    ]
+
+
+@pytest.fixture
+def embedded(nodes, embed_model):
+    """The same chunks with embeddings."""
+    return embed_model(nodes)
+
+
+@pytest.fixture
+def store():
+    """An empty store in memory."""
+    with CompressedVectorStore.open().collection as collection:
+        made = CompressedVectorStore()
+        made._collection = collection
+        yield made
+
+
+@pytest.fixture
+def index(store, nodes, embed_model):
+    """An index over the six chunks."""
+    store.add(embed_model(nodes))
+    return VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
+
+
+@pytest.fixture
+def cache():
+    """A cache in memory."""
+    with MultiLevelCache.open() as made:
+        yield made

@@ -1,0 +1,38 @@
+"""A real embedding model that needs no weights: words hashed into a few dimensions."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+
+class HashEmbedding(BaseEmbedding):
+    """A bag of words: the more words two texts share, the nearer they are.
+
+    The same in every process. Another `seed` is another model.
+    """
+
+    model_name: str = "hash"
+    dim: int = 64
+    seed: int = 0
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "HashEmbedding"
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        vector = np.full(self.dim, 1e-3)  # a text without words has a direction, too
+        for word in re.findall(r"\w+", text.lower()):
+            key = f"{self.seed} {word}".encode()
+            number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+            vector[number % self.dim] += 1 if number & (1 << 63) else -1
+        return (vector / np.linalg.norm(vector)).tolist()
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
