@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from llama_index.core import VectorStoreIndex
+from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core.llms import MockLLM
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 
 from ragaccel import MultiLevelCache
@@ -51,10 +52,9 @@ def embedded(nodes, embed_model):
 @pytest.fixture
 def store():
     """An empty store in memory."""
-    with CompressedVectorStore.open().collection as collection:
-        made = CompressedVectorStore()
-        made._collection = collection
-        yield made
+    made = CompressedVectorStore.open()
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -69,3 +69,11 @@ def cache():
     """A cache in memory."""
     with MultiLevelCache.open() as made:
         yield made
+
+
+@pytest.fixture
+def mock_llm():
+    """LlamaIndex's own stand-in model as the default: some parts ask for one and never use it."""
+    before, Settings._llm = Settings._llm, MockLLM()
+    yield Settings._llm
+    Settings._llm = before

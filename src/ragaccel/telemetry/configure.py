@@ -21,7 +21,7 @@ def configure(
     service_name: str = "ragaccel",
     protocol: Literal["grpc", "http"] | None = None,
     processors: Sequence[Any] = (),
-    listeners: Sequence[Callable[[Any], object]] = (),
+    listeners: Sequence[Callable[[Any], None]] = (),
 ) -> None:
     """Send the spans of this process to an OTLP collector, for example Jaeger.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
 from opentelemetry import context as otel_context
@@ -127,8 +129,11 @@ def past_stage(name: str, start_ns: int, end_ns: int, values: Attributes = _NO_A
 def _start(
     name: str, values: Attributes, parent: Context | None, start_ns: int | None = None
 ) -> Span:
-    from ragaccel import __version__
-
     known = {attributes.STAGE: name, **attributes.OF_STAGE.get(name, {}), **values}
-    tracer = trace.get_tracer("ragaccel", __version__)
+    tracer = trace.get_tracer("ragaccel", _version())
     return tracer.start_span(name, context=parent, attributes=known, start_time=start_ns)
+
+
+@cache
+def _version() -> str:
+    return version("ragaccel")

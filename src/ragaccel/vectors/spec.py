@@ -64,7 +64,7 @@ class CompressionSpec:
                 "float16": "SQfp16",
                 "int8": "SQ8",
                 "pq": f"PQ{dim // _PQ_DIMENSIONS}x4fs",
-                }[self.codec]
+            }[self.codec]
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,0 +1,5 @@
+"""`python -m ragaccel.cli`."""
+
+from ragaccel.cli import app
+
+app()

