@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ragaccel
-from ragaccel.cache import Stored
+from ragaccel.cache import DiskLevel, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,3 +159,16 @@ class Async:
 
 
 Face = Sync | Async
+
+
+def share_a_file(path: str, me: str, other: str) -> int:
+    """Write 300 entries while another process does, and return how many of its own were read."""
+    level = DiskLevel(path)
+    seen = 0
+    for number in range(300):
+        level.put_many([stored((me, number))])
+        assert here(level, (me, number)) == [(me, number)]
+        here(level, (other, number))
+        seen += len(here(level, (me, number // 2)))
+    level.close()
+    return seen

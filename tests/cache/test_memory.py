@@ -20,7 +20,9 @@ NAMES = range(12)
 @given(
     max_bytes=st.integers(1, 5_000),
     puts=st.lists(
-        st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 6_000), st.booleans()), max_size=4)
+        st.lists(
+            st.tuples(st.sampled_from(NAMES), st.integers(0, 6_000), st.booleans()), max_size=4
+        )
     ),
 )
 @settings(deadline=None)

@@ -66,4 +66,3 @@ def spans(exporter) -> Iterator[InMemorySpanExporter]:
     exporter.clear()
     yield exporter
     exporter.clear()
-

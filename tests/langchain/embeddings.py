@@ -30,7 +30,7 @@ class HashEmbeddings(Embeddings):
         return total.tolist()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _direction(word, dim, seed):
     number = hashlib.blake2b(f"{seed} {word}".encode(), digest_size=8).digest()
     generator = np.random.default_rng(int.from_bytes(number, "big"))

@@ -6,6 +6,7 @@ import asyncio
 
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import VectorStoreRetriever
 from pydantic import PrivateAttr
 
 TEXTS = (
@@ -61,8 +62,9 @@ class NativeAsync(WordRetriever):
     """Has an asynchronous method of its own."""
 
     async def _aget_relevant_documents(self, query, *, run_manager):
+        found = self.ranked(query)
         await asyncio.sleep(0)
-        return self.ranked(query)
+        return found
 
 
 class OldStyleAsync(OldStyle):
@@ -103,6 +105,10 @@ class Failing(WordRetriever):
 
     def _get_relevant_documents(self, query, *, run_manager):
         raise self.error
+
+
+class Partner(VectorStoreRetriever):
+    """A store's own retriever class, as partner packages have them."""
 
 
 class Delegating(BaseRetriever):

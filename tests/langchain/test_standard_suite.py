@@ -58,9 +58,7 @@ class TestStoreRetriever(_Accelerated):
     @property
     def retriever_constructor(self):
         store = opened()
-        return lambda k=4: accelerate(
-            store.as_retriever(search_kwargs={"k": k}), cache=self.cache
-        )
+        return lambda k=4: accelerate(store.as_retriever(search_kwargs={"k": k}), cache=self.cache)
 
 
 class _WithK(WordRetriever):
@@ -185,4 +183,3 @@ def test_indexing_is_seen_by_a_cached_retriever(store, indexed, cache):
     indexed(documents(b="green pear"), cleanup="full")
     assert answer() == answer() == ["green pear"]
     assert cache.stats().hits == {"memory": 3}
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import get_args
 
 import numpy as np
@@ -238,10 +239,19 @@ def test_stored_documents_cannot_be_changed_from_outside(store):
     ]
 
 
+@pytest.mark.parametrize(
+    "text", ["zero \0 character", " ", "😀 größe 日本", "line\r\nbreak", "x" * 10**6]
+)
+def test_text_comes_back_as_it_was(store, text):
+    """Every character of a text is kept, those that parsers leave behind too."""
+    store.add_texts([text], ids=["odd"])
+    assert store.get_by_ids(["odd"]) == [Document(id="odd", page_content=text)]
+
+
 def test_metadata_comes_back_as_json(store):
     """Every JSON value keeps its type, and a tuple becomes a list."""
     given = {
-        "text": "größe 日本 😀 \"quoted\" back\\slash\nline",
+        "text": 'größe 日本 😀 "quoted" back\\slash\nline',
         "whole": 2**62,
         "fraction": 0.1,
         "truth": True,
@@ -336,6 +346,16 @@ def test_reader_follows_the_writer(disk_store, embeddings):
     disk_store.delete(["zebra"])
     assert "zebra" not in ids(reader.similarity_search("extraordinary zebra", 10))
     reader.close()
+
+
+def test_store_that_nobody_holds_lets_go_of_the_folder(tmp_path, embeddings):
+    """LangChain has no habit of closing stores: a forgotten one can be opened again, complete."""
+    store = CompressedVectorStore.from_texts(list(TEXTS), embeddings, path=tmp_path / "corpus")
+    del store
+    gc.collect()
+    again = CompressedVectorStore.open(tmp_path / "corpus", embeddings)
+    assert len(again.collection) == len(TEXTS)
+    again.close()
 
 
 def test_failed_constructor_lets_go_of_the_folder(tmp_path, embeddings):

@@ -6,8 +6,10 @@ import pytest
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from ragaccel import MultiLevelCache
+from ragaccel import MultiLevelCache, telemetry
 from ragaccel.llamaindex import CompressedVectorStore
 from tests.llamaindex.embeddings import HashEmbedding
 
@@ -35,9 +37,7 @@ def nodes():
             id_=f"node-{at}",
             text=text,
             metadata={"number": at, "kind": "even" if at % 2 == 0 else "odd"},
-            relationships={
-                NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"animals-{at // 2}")
-            },
+            relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"animals-{at // 2}")},
         )
         for at, text in enumerate(TEXTS)
     ]
@@ -77,3 +77,11 @@ def mock_llm():
     before, Settings._llm = Settings._llm, MockLLM()
     yield Settings._llm
     Settings._llm = before
+
+
+@pytest.fixture(scope="session")
+def span_exporter():
+    """Every span of this process from now on; the tracer provider is the process's only one."""
+    exporter = InMemorySpanExporter()
+    telemetry.configure(processors=[SimpleSpanProcessor(exporter)])
+    return exporter

@@ -42,7 +42,7 @@ from ragaccel.errors import (
 from ragaccel.llamaindex import CompressedVectorStore
 from tests.llamaindex.embeddings import HashEmbedding
 
-IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+IMAGE = "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="  # a GIF of one pixel
 NUMBER_3 = MetadataFilters(filters=[MetadataFilter(key="number", value=3)])
 ODD = MetadataFilters(filters=[MetadataFilter(key="kind", value="odd")])
 
@@ -337,6 +337,30 @@ def test_k_results_come_back_whenever_k_exist(store, embed_model):
     assert len(store.query(ask("cats", k=10, filters=rare)).ids) == 10
 
 
+def test_equal_vectors_have_equal_scores(store):
+    """Copies of one text are found in the order of adding, whatever lies between them."""
+    wrong = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        same, asked = rng.normal(size=(2, 64))
+        nodes = [
+            TextNode(id_=f"other {at}", text="text", embedding=row.tolist())
+            for at, row in enumerate(rng.normal(size=(rng.integers(5, 60), 64)))
+        ]
+        nodes += [
+            TextNode(id_=f"same {at}", text="text", embedding=same.tolist()) for at in range(7)
+        ]
+        rng.shuffle(nodes)
+        store.add(nodes)
+        query = VectorStoreQuery((same + 0.3 * asked).tolist(), similarity_top_k=7)
+        found = store.query(query)
+        right = [node.node_id for node in nodes if node.node_id.startswith("same")]
+        if found.ids != right or len(set(found.similarities)) != 1:
+            wrong.append((seed, found.ids, right, set(found.similarities)))
+        store.clear()
+    assert not wrong
+
+
 @pytest.mark.parametrize(
     "mode",
     [one for one in VectorStoreQueryMode if one.value not in {"default", "mmr"}],
@@ -491,7 +515,7 @@ def test_a_query_engine_over_the_store(index, mock_llm):
     """Source nodes of a query engine come from the store."""
     engine = index.as_query_engine(response_mode="no_text", similarity_top_k=2, filters=ODD)
     response = engine.query("owls hunt mice")
-    assert [one.node_id for one in response.source_nodes][0] == "node-5"
+    assert ids(response.source_nodes)[0] == "node-5"
     assert {one.metadata["kind"] for one in response.source_nodes} == {"odd"}
 
 
@@ -555,9 +579,7 @@ def test_a_storage_context_persists_the_store(tmp_path, embedded, embed_model, o
     again = CompressedVectorStore.from_persist_dir(str(tmp_path / "storage"))
     assert again.query(query).ids == ["late", *before.ids][:6]
     assert again.get_nodes()[: len(embedded)] == [without_embedding(node) for node in embedded]
-    loaded = StorageContext.from_defaults(
-        persist_dir=str(tmp_path / "storage"), vector_store=again
-    )
+    loaded = StorageContext.from_defaults(persist_dir=str(tmp_path / "storage"), vector_store=again)
     index = VectorStoreIndex.from_vector_store(again, embed_model=embed_model)
     assert index.as_retriever().retrieve("hunt at night")[0].node_id == "late"
     assert loaded.vector_store is again

@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ragaccel.resources import Forkable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -82,12 +84,13 @@ def _finish(landed: asyncio.Future[None]) -> None:
         landed.set_result(None)
 
 
-class Flights:
+class Flights(Forkable):
     """The computations under way in this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flights: dict[bytes, Flight] = {}
+        self.follow_forks()
 
     def join(self, key: bytes) -> tuple[Flight, bool]:
         """Return the key's flight, and whether the caller leads it."""
@@ -98,27 +101,32 @@ class Flights:
             flight = self._flights[key] = Flight(running_loop())
             return flight, True
 
+    def is_inside(self, key: bytes) -> bool:
+        """Tell whether this call happens inside the computation of the key itself."""
+        flight = self._flights.get(key)
+        return flight is not None and flight in _leading.get()
+
     def remove(self, key: bytes) -> None:
         """Let the next miss of the key lead a new flight."""
         with self._lock:
             self._flights.pop(key, None)
 
+    def after_fork_in_child(self) -> None:
+        """Begin with none: their leaders are threads of the parent."""
+        self._lock = threading.Lock()
+        self._flights = {}
+
     def __reduce__(self) -> tuple[type[Flights], tuple[()]]:
         return Flights, ()
 
 
-_leading: ContextVar[frozenset[bytes]] = ContextVar("ragaccel_leading", default=frozenset())
-
-
-def leads(key: bytes) -> bool:
-    """Tell whether this call happens inside the computation of the key itself."""
-    return key in _leading.get()
+_leading: ContextVar[frozenset[Flight]] = ContextVar("ragaccel_leading", default=frozenset())
 
 
 @contextlib.contextmanager
-def leading(key: bytes) -> Iterator[None]:
-    """Mark everything called inside as part of the key's computation."""
-    token = _leading.set(_leading.get() | {key})
+def leading(flight: Flight) -> Iterator[None]:
+    """Mark everything called inside as part of the flight's computation."""
+    token = _leading.set(_leading.get() | {flight})
     try:
         yield
     finally:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from ragaccel import telemetry
 from ragaccel.cache import values
-from ragaccel.cache.flight import Outcome, leading, leads
+from ragaccel.cache.flight import Outcome, leading
 from ragaccel.cache.keys import Uncacheable
 from ragaccel.cache.levels import Stored
 from ragaccel.errors import RagaccelWarning
@@ -80,9 +80,10 @@ ASYNC: Final = AsyncIO()
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[T]):
-    """A value that a level served."""
+    """A value that a level served, with its stored form."""
 
     value: T
+    body: bytes
     level: str
     age: float
 
@@ -97,24 +98,39 @@ class Store:
     flight_timeout: float
 
 
-async def find(io: IO, store: Store, key: bytes, kind: Kind[T]) -> Found[T] | None:
-    """Ask the levels in order; a hit is written back to the faster ones that missed it."""
+async def find(
+    io: IO, store: Store, key: bytes, kind: Kind[T], *, levels: Sequence[Level] | None = None
+) -> Found[T] | None:
+    """Ask the levels in order; a hit is written back to the faster ones that missed it.
+
+    Args:
+        io: How to wait.
+        store: The cache.
+        key: The digest.
+        kind: How the value is stored.
+        levels: Which levels to ask; all by default, and then a miss is counted.
+    """
     missed: list[Level] = []
-    for level in store.levels:
+    for level in store.levels if levels is None else levels:
         entry = await _read(io, store, level, key)
         if entry is not None:
             now = time.time()
-            opened = _open(store, kind, entry) if entry.expires > now else None
+            opened = None
+            if entry.expires > now:
+                opened = _open(store, kind, entry)
+                if opened is None:
+                    await _delete(io, store, level, key)
             if opened is not None:
                 value, renewed = opened
                 if renewed is not None:
-                    entry = values.Entry(renewed, entry.created, entry.expires, entry.cost)
+                    entry = replace(entry, body=renewed)
                     missed.append(level)
                 await write(io, store, missed, key, entry)
                 store.recorder.hit(level.name, entry.cost)
-                return Found(value, level.name, now - entry.created)
+                return Found(value, entry.body, level.name, now - entry.created)
         missed.append(level)
-    store.recorder.count("misses")
+    if levels is None:
+        store.recorder.count("misses")
     return None
 
 
@@ -131,10 +147,7 @@ async def write(io: IO, store: Store, levels: Sequence[Level], key: bytes, entry
 async def remove(io: IO, store: Store, key: bytes) -> None:
     """Delete a key from every level."""
     for level in store.levels:
-        try:
-            await io.delete(level, key)
-        except Exception as error:  # noqa: BLE001 - see write
-            _fault(store, level, error)
+        await _delete(io, store, level, key)
 
 
 async def find_or_compute(
@@ -145,33 +158,57 @@ async def find_or_compute(
     compute: Callable[[], Awaitable[T]],
     ttl: float,
 ) -> T:
-    """Serve the key, or compute it once for all callers that miss it together."""
-    if leads(key):
+    """Serve the key, or compute it once for all callers that miss it together.
+
+    Only the first level is asked by everybody. The slower ones are asked by the leader of a flight,
+    who looks at the first one again: another flight may have landed in between.
+    """
+    if store.flights.is_inside(key):
         return await compute()
     with telemetry.stage("cache.lookup") as span:
-        found = await find(io, store, key, kind)
-        span.set({attributes.CACHE_HIT: found is not None})
+        found = await find(io, store, key, kind, levels=store.levels[:1])
         if found is not None:
-            span.set({attributes.CACHE_LEVEL: found.level, attributes.CACHE_AGE: found.age})
+            _tell(span, found)
             return found.value
-    while True:
-        flight, is_leader = store.flights.join(key)
-        if is_leader:
-            return await _lead(io, store, flight, key, kind, compute, ttl)
-        outcome = await io.wait(flight, store.flight_timeout)
-        if outcome is None:
-            return await compute()
-        if outcome.error is not None:
-            raise outcome.error
-        if outcome.body is not None:
-            store.recorder.count("coalesced")
-            return kind.open(outcome.body)[0]
-        if outcome is not ABANDONED:
-            return await compute()
+        while True:
+            flight, is_leader = store.flights.join(key)
+            if is_leader:
+                break
+            outcome = await io.wait(flight, store.flight_timeout)
+            if outcome is not ABANDONED:
+                span.set({attributes.CACHE_HIT: False, attributes.CACHE_COALESCED: True})
+                return await _follow(store, outcome, kind, compute)
+        try:
+            found = await find(io, store, key, kind)
+        except BaseException:
+            _end(store, key, flight, ABANDONED)
+            raise
+        _tell(span, found)
+    if found is not None:
+        _end(store, key, flight, Outcome(found.body))
+        return found.value
+    return await _lead(io, store, flight, key, kind, compute, ttl)
 
 
 #: The leader was cancelled: one of its followers leads the next flight.
-ABANDONED = Outcome()
+ABANDONED: Final = Outcome()
+
+
+async def _follow(
+    store: Store, outcome: Outcome | None, kind: Kind[T], compute: Callable[[], Awaitable[T]]
+) -> T:
+    """Take what the leader left, or compute where that cannot be had."""
+    if outcome is not None and outcome.error is not None:
+        raise outcome.error
+    if outcome is not None and outcome.body is not None:
+        try:
+            value, _ = kind.open(outcome.body)
+        except values.Stale:
+            store.recorder.count("stale")
+        else:
+            store.recorder.count("coalesced")
+            return value
+    return await compute()
 
 
 async def _lead(
@@ -187,7 +224,7 @@ async def _lead(
     try:
         started = time.perf_counter()
         try:
-            with leading(key):
+            with leading(flight):
                 value = await compute()
         except Exception as error:
             outcome = Outcome(error=error)
@@ -205,8 +242,18 @@ async def _lead(
         await write(io, store, store.levels, key, values.Entry(body, now, now + ttl, cost))
         return value
     finally:
-        store.flights.remove(key)
-        flight.land(outcome)
+        _end(store, key, flight, outcome)
+
+
+def _end(store: Store, key: bytes, flight: Flight, outcome: Outcome) -> None:
+    store.flights.remove(key)
+    flight.land(outcome)
+
+
+def _tell(span: telemetry.Stage, found: Found[T] | None) -> None:
+    span.set({attributes.CACHE_HIT: found is not None})
+    if found is not None:
+        span.set({attributes.CACHE_LEVEL: found.level, attributes.CACHE_AGE: found.age})
 
 
 async def _read(io: IO, store: Store, level: Level, key: bytes) -> Entry | None:
@@ -214,14 +261,21 @@ async def _read(io: IO, store: Store, level: Level, key: bytes) -> Entry | None:
         blob = await io.get(level, key)
         if blob is None:
             return None
-        entry = values.unframe(blob)
-        if entry is None:
-            store.recorder.count("damaged")
-            await io.delete(level, key)
     except Exception as error:  # noqa: BLE001 - see write
         _fault(store, level, error)
         return None
+    entry = values.unframe(blob)
+    if entry is None:
+        store.recorder.count("damaged")
+        await _delete(io, store, level, key)
     return entry
+
+
+async def _delete(io: IO, store: Store, level: Level, key: bytes) -> None:
+    try:
+        await io.delete(level, key)
+    except Exception as error:  # noqa: BLE001 - see write
+        _fault(store, level, error)
 
 
 def _open(store: Store, kind: Kind[T], entry: Entry) -> tuple[T, bytes | None] | None:

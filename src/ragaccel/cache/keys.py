@@ -44,14 +44,28 @@ def digest(namespace: str, kind: str, parts: Any) -> Digest:
         Uncacheable: A part has no canonical form (a function, an open file ...).
     """
     try:
+        _check(parts)
         encoded = _encoder.encode((_FORMAT, namespace, kind, parts))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Uncacheable("key") from error
     return Digest(hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).digest())
 
 
-def _refuse(part: Any) -> Any:
-    raise TypeError(f"{type(part).__name__} has no canonical form")
+def _check(part: Any) -> None:
+    """Refuse what MessagePack would write like something else: enums, dates, sets, objects."""
+    kind = type(part)
+    if kind is list or kind is tuple:
+        if not set(map(type, part)) <= _SCALARS:
+            for item in part:
+                _check(item)
+    elif kind is dict:
+        if not set(map(type, part)) <= _SCALARS:
+            raise TypeError("a dict key has no canonical form")
+        for item in part.values():
+            _check(item)
+    elif kind not in _SCALARS:
+        raise TypeError(f"{kind.__name__} has no canonical form")
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_refuse, order="deterministic")
+_SCALARS = frozenset((str, bytes, int, float, bool, type(None)))
+_encoder = msgspec.msgpack.Encoder(order="deterministic")

@@ -41,6 +41,9 @@ class _Missing:
     def __bool__(self) -> bool:
         return False
 
+    def __reduce__(self) -> str:
+        return "MISSING"
+
 
 #: What `get` returns where nothing is stored (None is a value like any other).
 MISSING: Final = _Missing()
@@ -72,8 +75,11 @@ class MultiLevelCache:
         namespace: str = "default",
         ttl: Seconds | None = 3600,
     ) -> None:
-        if not levels:
-            raise ConfigurationError("a cache needs at least one level, such as MemoryLevel().")
+        if not isinstance(levels, (list, tuple)) or not levels:
+            raise ConfigurationError(f"a cache needs a list of levels, got {levels!r}.")
+        for level in levels:
+            if not hasattr(level, "aget_many"):
+                raise ConfigurationError(f"{level!r} is no level, such as MemoryLevel() is.")
         self.levels = tuple(levels)
         self.namespace = namespace
         self._ttl = _seconds(ttl)
@@ -210,13 +216,27 @@ class MultiLevelCache:
         Raises:
             Exception: Whatever a level raises: that something is still there must be known.
         """
+        self._open_store()
+        failed = []
         for level in self.levels:
-            level.clear()
+            try:
+                level.clear()
+            except Exception as error:  # noqa: BLE001 - the other levels are cleared first
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     async def aclear(self) -> None:
         """Do what `clear` does, without blocking the event loop."""
+        self._open_store()
+        failed = []
         for level in self.levels:
-            await level.aclear()
+            try:
+                await level.aclear()
+            except Exception as error:  # noqa: BLE001 - the other levels are cleared first
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def stats(self) -> CacheStats:
         """Return what the cache did since it was made."""
@@ -293,7 +313,8 @@ def _value(found: flow.Found[Any] | None) -> Any:
 def _seconds(ttl: Seconds | None) -> float:
     if ttl is None:
         return math.inf
-    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else float(ttl)
-    if not seconds > 0:
+    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    given: Any = seconds
+    if not isinstance(given, (int, float)) or not given > 0:
         raise ConfigurationError(f"ttl must be positive seconds or a timedelta, got {ttl!r}.")
-    return seconds
+    return float(seconds)

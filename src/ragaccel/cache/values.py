@@ -28,6 +28,7 @@ _SUM = struct.Struct("<Q")
 _BODY_AT = _HEAD.size + _SUM.size
 _COMPRESSED = 1
 _COMPRESS_FROM_BYTES = 2048
+_MAX_BODY_BYTES = 1024**3
 _ARRAY = 1
 _MAX_DEPTH = 64
 
@@ -80,14 +81,19 @@ def frame(entry: Entry, *, compress: bool) -> bytes:
 
 def unframe(blob: bytes) -> Entry | None:
     """Return the entry, or None if the bytes are damaged, foreign or of another version."""
-    if len(blob) < _BODY_AT or blob[:3] != _MAGIC:
+    if type(blob) is not bytes or len(blob) < _BODY_AT or blob[:3] != _MAGIC:
         return None
     head, body = blob[: _HEAD.size], blob[_BODY_AT:]
     if _SUM.unpack_from(blob, _HEAD.size)[0] != xxhash.xxh3_64_intdigest(head + body):
         return None
     _, flags, created, expires, cost = _HEAD.unpack(head)
     if flags & _COMPRESSED:
-        body = zstandard.decompress(body)
+        try:
+            if zstandard.frame_content_size(body) > _MAX_BODY_BYTES:
+                return None
+            body = zstandard.decompress(body)
+        except (zstandard.ZstdError, MemoryError):
+            return None
     return Entry(body, created, expires, cost)
 
 

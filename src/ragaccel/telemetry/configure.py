@@ -50,7 +50,7 @@ def configure(
     added = list(processors)
     for listener in listeners:
         processor = SpanProcessor()
-        processor.on_end = listener  # type: ignore[method-assign]
+        processor.on_end = listener  # type: ignore[method-assign, assignment]
         added.append(processor)
     if endpoint is not None:
         added.append(BatchSpanProcessor(_exporter(endpoint, protocol)))

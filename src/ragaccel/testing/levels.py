@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -97,7 +98,7 @@ class LevelContract:
         """Threads that read and write at once lose nothing."""
 
         def work(number: int) -> bool:
-            key = number.to_bytes(20, "big")
+            key = hashlib.blake2b(bytes((number,)), digest_size=20).digest()
             level.put_many([_stored(key, key * 3)])
             return dict(level.get_many((key,))) == {key: key * 3}
 

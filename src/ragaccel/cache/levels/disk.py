@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import sqlite3
 import threading
 import time
@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ragaccel.errors import ConfigurationError
+from ragaccel.resources import Connections
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Sequence
 
     from ragaccel.cache.levels import Stored
 
 T = TypeVar("T")
 
-_SCHEMA = """
+_ROW_BYTES = 64
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS entry (
   hash INTEGER PRIMARY KEY,
   key BLOB NOT NULL,
@@ -32,9 +35,9 @@ CREATE INDEX IF NOT EXISTS entry_written ON entry (written);
 CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
 INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total);
 CREATE TRIGGER IF NOT EXISTS entry_in AFTER INSERT ON entry
-  BEGIN UPDATE total SET bytes = bytes + length(new.blob) + 64; END;
+  BEGIN UPDATE total SET bytes = bytes + length(new.blob) + {_ROW_BYTES}; END;
 CREATE TRIGGER IF NOT EXISTS entry_out AFTER DELETE ON entry
-  BEGIN UPDATE total SET bytes = bytes - length(old.blob) - 64; END;
+  BEGIN UPDATE total SET bytes = bytes - length(old.blob) - {_ROW_BYTES}; END;
 PRAGMA user_version = 1;
 """
 _BUSY_SECONDS = 5.0
@@ -60,9 +63,7 @@ class DiskLevel:
         self.path = Path(path)
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
-        self._generation = 0
+        self._connections = Connections(self.path, self._connect, _prepare)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the blobs of those keys that are here and have not expired."""
@@ -71,8 +72,8 @@ class DiskLevel:
     def put_many(self, entries: Sequence[Stored]) -> None:
         """Keep the entries in one transaction and hold the size bound."""
         written = time.time_ns()
-        rows = [(_hash(e.key), e.key, e.blob, e.expires, written) for e in entries]
-        self._do(lambda db: self._write(db, rows))
+        rows = {_hash(e.key): (_hash(e.key), e.key, e.blob, e.expires, written) for e in entries}
+        self._do(lambda db: self._write(db, list(rows.values())))
 
     def delete_many(self, keys: Sequence[bytes]) -> None:
         """Forget the keys."""
@@ -89,11 +90,7 @@ class DiskLevel:
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
-        with self._lock:
-            connections, self._connections = self._connections, []
-            self._generation += 1
-        for connection in connections:
-            connection.close()
+        self._connections.close()
 
     async def aget_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return what `get_many` does; a point read is shorter than a change of thread."""
@@ -116,30 +113,23 @@ class DiskLevel:
         await asyncio.to_thread(self.close)
 
     def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        inode = 0
         try:
-            return work(self._connection())
-        except sqlite3.OperationalError:
-            raise  # locked, full, read-only: the file itself is sound
-        except sqlite3.DatabaseError:
-            self._set_aside()
-            return work(self._connection())
+            with self._connections.use() as db:
+                inode = self._connections.inode
+                return work(db)
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise  # locked, full, a bad argument: the file itself is sound
+        self._set_aside(inode)
+        with self._connections.use() as db:
+            return work(db)
 
-    def _connection(self) -> sqlite3.Connection:
-        owner = (os.getpid(), self._generation)
-        if getattr(self._local, "owner", None) != owner:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(
-                self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            with self._lock:
-                self._connections.append(connection)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-                connection.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
-            self._local.connection, self._local.owner = connection, owner
-        current: sqlite3.Connection = self._local.connection
-        return current
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return sqlite3.connect(
+            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
 
     def _write(self, db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
         def work() -> None:
@@ -153,27 +143,37 @@ class DiskLevel:
         if _total(db) <= self.max_bytes:
             return
         db.execute("DELETE FROM entry WHERE expires <= ?", (time.time(),))
-        while (total := _total(db)) > self.max_bytes:
-            size = db.execute(
-                "SELECT avg(length(blob)) + 64 FROM (SELECT blob FROM entry ORDER BY written "
-                "LIMIT 16)"
-            ).fetchone()[0]
-            count = max(1, int((total - self.max_bytes) / size))
-            db.execute(
-                "DELETE FROM entry WHERE hash IN (SELECT hash FROM entry ORDER BY written LIMIT ?)",
-                (count,),
-            )
+        excess = _total(db) - self.max_bytes
+        gone = []
+        oldest = db.execute("SELECT hash, length(blob) FROM entry ORDER BY written, hash")
+        while excess > 0:
+            found, size = next(oldest)
+            gone.append((found,))
+            excess -= size + _ROW_BYTES
+        oldest.close()
+        db.executemany("DELETE FROM entry WHERE hash = ?", gone)
 
-    def _set_aside(self) -> None:
-        self.close()
-        stamp = time.time_ns()
-        for suffix in ("", "-wal", "-shm"):
-            file = self.path.with_name(self.path.name + suffix)
-            if file.exists():
-                file.rename(file.with_name(f"{file.name}.damaged-{stamp}"))
+    def _set_aside(self, inode: int) -> None:
+        """Rename a damaged file, unless another thread or process has done so."""
+        with self._lock:
+            self._connections.close()
+            if not self.path.exists() or (inode and self.path.stat().st_ino != inode):
+                return
+            stamp = time.time_ns()
+            for suffix in ("-wal", "-shm", ""):
+                file = self.path.with_name(self.path.name + suffix)
+                with contextlib.suppress(FileNotFoundError):
+                    file.rename(file.with_name(f"{file.name}.damaged-{stamp}"))
 
     def __reduce__(self) -> tuple[type[DiskLevel], tuple[Path, int]]:
         return DiskLevel, (self.path, self.max_bytes)
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+        connection.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
 
 
 def _hash(key: bytes) -> int:

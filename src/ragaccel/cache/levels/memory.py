@@ -8,16 +8,17 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from ragaccel.errors import ConfigurationError
+from ragaccel.resources import Forkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ragaccel.cache.levels import Stored
 
-_OVERHEAD_BYTES = 200  # dict slot, key, tuple and float of one entry, measured with tracemalloc
+_OVERHEAD_BYTES = 270  # dict slot, key, tuple and float of one entry, measured with tracemalloc
 
 
-class MemoryLevel:
+class MemoryLevel(Forkable):
     """Keeps entries in this process.
 
     Entries stay encoded, so every hit hands out a fresh value that nobody can change for others.
@@ -36,6 +37,7 @@ class MemoryLevel:
         self._lock = threading.Lock()
         self._entries: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
         self._bytes = 0
+        self.follow_forks()
 
     @property
     def bytes_used(self) -> int:
@@ -114,6 +116,11 @@ class MemoryLevel:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes -= _size(entry[0])
+
+    def after_fork_in_child(self) -> None:
+        """Begin empty: another thread may have been in the middle of a change."""
+        self._lock = threading.Lock()
+        self.clear()
 
     def __reduce__(self) -> tuple[type[MemoryLevel], tuple[int]]:
         return MemoryLevel, (self.max_bytes,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 import weakref
@@ -76,6 +77,8 @@ class RedisLevel:
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the blobs of those keys that the server has, with one MGET."""
+        if not keys:
+            return {}
         with self._breaker():
             return _pair(keys, self._client.mget(self._names(keys)))
 
@@ -86,14 +89,15 @@ class RedisLevel:
 
     def delete_many(self, keys: Sequence[bytes]) -> None:
         """Forget the keys."""
-        with self._breaker():
-            self._client.unlink(*self._names(keys))
+        if keys:
+            with self._breaker():
+                self._client.unlink(*self._names(keys))
 
     def clear(self) -> None:
         """Forget every key with this level's prefix."""
         with self._breaker():
             batch = []
-            for name in self._client.scan_iter(self._prefix + b"*", count=_SCAN_BATCH):
+            for name in self._client.scan_iter(self._pattern(), count=_SCAN_BATCH):
                 batch.append(name)
                 if len(batch) == _SCAN_BATCH:
                     self._client.unlink(*batch)
@@ -107,6 +111,8 @@ class RedisLevel:
 
     async def aget_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return what `get_many` does."""
+        if not keys:
+            return {}
         with self._breaker():
             return _pair(keys, await self._aclient().mget(self._names(keys)))
 
@@ -117,8 +123,9 @@ class RedisLevel:
 
     async def adelete_many(self, keys: Sequence[bytes]) -> None:
         """Do what `delete_many` does."""
-        with self._breaker():
-            await self._aclient().unlink(*self._names(keys))
+        if keys:
+            with self._breaker():
+                await self._aclient().unlink(*self._names(keys))
 
     async def aclear(self) -> None:
         """Do what `clear` does, in a worker thread."""
@@ -147,6 +154,9 @@ class RedisLevel:
 
     def _names(self, keys: Sequence[bytes]) -> list[bytes]:
         return [self._prefix + key.hex().encode() for key in keys]
+
+    def _pattern(self) -> bytes:
+        return re.sub(rb"([\\*?\[\]])", rb"\\\1", self._prefix) + b"*"
 
     def _fill(self, pipeline: Any, entries: Sequence[Stored]) -> Any:
         now = time.time()

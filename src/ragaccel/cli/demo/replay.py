@@ -82,6 +82,7 @@ class Measured:
         levels: The cache level that served each request, or None.
         recall: Recall@10 of each answer against exact search at that moment.
         answered: Whether the question's own paragraph was in each answer.
+        answerable: Whether it was in the answer of exact search.
         stale: Answers that a new search would not have given.
         writes: Writes among the requests.
     """
@@ -90,6 +91,7 @@ class Measured:
     levels: list[str | None] = field(default_factory=list)
     recall: list[float] = field(default_factory=list)
     answered: list[bool] = field(default_factory=list)
+    answerable: list[bool] = field(default_factory=list)
     stale: int = 0
     writes: int = 0
 
@@ -162,6 +164,7 @@ class Replay:
         measured.levels.append(level)
         measured.recall.append(len(ids & exact) / K)
         measured.answered.append(asked.passage_id in ids)
+        measured.answerable.append(asked.passage_id in exact)
         if not truth.holds(found):
             measured.stale += 1
         elif level is not None and application.collection is not None and ids != exact:

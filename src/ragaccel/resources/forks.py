@@ -1,0 +1,49 @@
+"""Objects that survive `os.fork`: their locks and files are put in order on both sides."""
+
+from __future__ import annotations
+
+import os
+import weakref
+
+
+class Forkable:
+    """An object that is told of forks.
+
+    A lock that another thread holds at the fork would never be released in the child, and SQLite's
+    locks do not cross a fork: so an object may lay down what it holds before, and begin anew after.
+    """
+
+    def follow_forks(self) -> None:
+        """Be told of forks from now on."""
+        _forkable.add(self)
+
+    def before_fork(self) -> None:
+        """Lay down in the parent what must not cross the fork."""
+
+    def after_fork_in_parent(self) -> None:
+        """Go on in the parent."""
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in the child, where no other thread of the parent runs."""
+
+
+_forkable: weakref.WeakSet[Forkable] = weakref.WeakSet()
+
+
+def _before() -> None:
+    for one in list(_forkable):
+        one.before_fork()
+
+
+def _in_parent() -> None:
+    for one in list(_forkable):
+        one.after_fork_in_parent()
+
+
+def _in_child() -> None:
+    for one in list(_forkable):
+        one.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -1,0 +1,594 @@
+"""The disk level: bounded, shared by processes, and never the reason why a call fails."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ragaccel.cache import MISSING, DiskLevel, MemoryLevel, MultiLevelCache
+from ragaccel.errors import ConfigurationError, RagaccelWarning
+from tests.cache.helpers import (
+    SOURCE,
+    Compute,
+    here,
+    key,
+    script,
+    share_a_file,
+    stored,
+    together,
+    wait_until,
+)
+
+OPEN_FILES = Path("/proc/self/fd")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cache.sqlite"
+
+
+@pytest.fixture
+def open_level(path):
+    """Give a function that opens a level on the same file each time."""
+    levels = []
+
+    def open_(**options) -> DiskLevel:
+        levels.append(DiskLevel(path, **options))
+        return levels[-1]
+
+    yield open_
+    for level in levels:
+        level.close()
+
+
+@pytest.fixture
+def open_cache(open_level):
+    """Give a function that opens a cache that has nothing but a level on the same file."""
+    return lambda: MultiLevelCache([open_level()])
+
+
+def set_aside(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.damaged-*"))
+
+
+def into_the_file(path: Path) -> None:
+    """Bring everything that was written from the log into the file itself."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+# ---- size and time -------------------------------------------------------------------------------
+
+
+def test_the_size_bound_holds_over_many_writes(open_level, path):
+    """However much is written, the newest entries stay, within the bound, and the file too."""
+    bound = 200_000
+    level = open_level(max_bytes=bound)
+    sizes = random.Random(7)
+    written = []
+    for number in range(2_000):
+        blob = bytes(sizes.choice([0, 30, 1_500, 9_000]))
+        level.put_many([stored(number, blob)])
+        written.append(len(blob))
+    kept = here(level, *range(2_000))
+    assert sum(written[number] for number in kept) <= bound
+    assert kept == list(range(kept[0], 2_000))
+    level.close()
+    assert path.stat().st_size <= 3 * bound
+
+
+def test_a_batch_larger_than_the_bound_is_held_to_it(open_level):
+    """One call that writes more than fits leaves no more than fits."""
+    level = open_level(max_bytes=10_000)
+    level.put_many([stored(number, bytes(1_000)) for number in range(100)])
+    assert len(here(level, *range(100))) <= 10
+    level.put_many([stored("giant", bytes(50_000))])
+    assert here(level, "giant") == []
+    level.put_many([stored("after")])
+    assert here(level, "after") == ["after"]
+
+
+def test_eviction_makes_room_and_no_more(open_level):
+    """Small old entries before large new ones do not make an eviction take nearly everything."""
+    level = open_level(max_bytes=2_000_000)
+    level.put_many([stored(("small", number), b"small") for number in range(16)])
+    for number in range(30):
+        level.put_many([stored(number, bytes(100_000))])
+    assert len(here(level, *range(30))) >= 15
+
+
+def test_expired_entries_go_first(open_level, clock):
+    """An eviction takes what nobody can get any more before it takes the oldest."""
+    level = open_level(max_bytes=100_000)
+    level.put_many([stored(("lives", number), bytes(1_000), 1_000) for number in range(40)])
+    level.put_many([stored(("expires", number), bytes(1_000), 10) for number in range(40)])
+    clock.pass_(100)
+    level.put_many([stored(("new", number), bytes(1_000), 1_000) for number in range(40)])
+    lives = [("lives", number) for number in range(40)]
+    assert here(level, *lives) == lives
+
+
+@pytest.mark.parametrize("max_bytes", [0, -5])
+def test_a_bound_without_room_is_refused(path, max_bytes):
+    """A size bound that could hold nothing is a mistake that is said at once."""
+    with pytest.raises(ConfigurationError, match="max_bytes"):
+        DiskLevel(path, max_bytes)
+
+
+# ---- processes and threads -----------------------------------------------------------------------
+
+
+def test_entries_survive_reopening(tmp_path):
+    """The next process finds what this one stored."""
+    with MultiLevelCache.open(tmp_path / "new" / "folder") as cache:
+        cache.set("key", {"answer": 42})
+    with MultiLevelCache.open(tmp_path / "new" / "folder") as cache:
+        assert cache.get("key") == {"answer": 42}
+        assert cache.stats().hits == {"disk": 1}
+
+
+def test_a_level_goes_on_after_close(open_level):
+    """A closed level opens its file again when it is used."""
+    level = open_level()
+    level.put_many([stored("a")])
+    level.close()
+    assert here(level, "a") == ["a"]
+
+
+def test_entries_survive_a_killed_process(open_level, path):
+    """What a call had stored before its process was killed is found afterwards."""
+    program = """
+        import sys
+        from ragaccel.cache import DiskLevel
+        from tests.cache.helpers import stored
+        level = DiskLevel(sys.argv[1])
+        for number in range(1_000_000):
+            level.put_many([stored(number)])
+            print(number, flush=True)
+    """
+    root = Path(__file__).parents[2]
+    writer = subprocess.Popen(
+        [sys.executable, "-c", "\n".join(line[8:] for line in program.splitlines()), path],
+        env={**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{root}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with writer:
+        acknowledged = [int(writer.stdout.readline()) for _ in range(300)]
+        writer.send_signal(signal.SIGKILL)
+        acknowledged += [int(line) for line in writer.stdout if line.endswith("\n")]
+    assert here(open_level(), *acknowledged) == acknowledged
+    assert not set_aside(path)
+
+
+def test_two_processes_share_the_file_at_once(open_level, path):
+    """Two processes that read and write together fail at nothing and see each other's entries."""
+    level = open_level()
+    level.put_many([stored("parent")])
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn) as pool:
+        sides = [pool.submit(share_a_file, path, me, other) for me, other in ("ab", "ba")]
+        assert [side.result(timeout=100) for side in sides] == [300, 300]
+    everything = [(side, number) for side in "ab" for number in range(300)]
+    assert here(level, *everything) == everything
+    assert not set_aside(path)
+
+
+def test_a_file_that_another_process_is_just_making_is_waited_for(open_level, path):
+    """A first use waits for the lock that another first use holds for a moment."""
+    with contextlib.closing(
+        sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")
+        done = threading.Timer(0.3, other.execute, ("COMMIT",))
+        done.start()
+        level = open_level()
+        try:
+            level.put_many([stored("a")])
+        finally:
+            done.join()
+        assert here(level, "a") == ["a"]
+
+
+def test_first_uses_by_many_threads_at_once(open_level):
+    """Threads that all meet an absent file make it together."""
+    level = open_level()
+    together(16, lambda number: level.put_many([stored(number)]))
+    assert here(level, *range(16)) == list(range(16))
+
+
+@pytest.mark.skipif(not OPEN_FILES.exists(), reason="the system does not list open files there")
+def test_threads_that_ended_leave_no_open_files(open_level):
+    """A server with one thread per request does not collect connections for ever."""
+    level = open_level()
+    level.put_many([stored("a")])
+    before = len(list(OPEN_FILES.iterdir()))
+    for _ in range(60):
+        reader = threading.Thread(target=level.get_many, args=((key("a"),),))
+        reader.start()
+        reader.join()
+    assert len(list(OPEN_FILES.iterdir())) <= before + 30
+
+
+def test_closing_while_others_read_is_no_fault(path):
+    """A close in one thread neither crashes the process nor costs the others their entries."""
+    printed = script(
+        """
+        import os, sys, threading, time
+        from ragaccel.cache import DiskLevel, Stored
+        level = DiskLevel(sys.argv[1])
+        level.put_many([Stored(b"k" * 20, b"v" * 5_000, time.time() + 600)])
+        stop, wrong = threading.Event(), set()
+
+        def read():
+            while not stop.is_set():
+                try:
+                    if not level.get_many([b"k" * 20]):
+                        wrong.add("lost")
+                except Exception as error:
+                    wrong.add(type(error).__name__)
+
+        readers = [threading.Thread(target=read) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        for _ in range(150):
+            time.sleep(0.01)
+            level.close()
+        stop.set()
+        for reader in readers:
+            reader.join()
+        print(sorted(wrong), [name for name in os.listdir(os.path.dirname(sys.argv[1]))
+                              if "damaged" in name])
+        """,
+        path,
+    )
+    assert printed == "[] []\n"
+
+
+def test_a_lock_that_is_held_for_long_fails_writes_only(open_cache, path, monkeypatch):
+    """While another process holds the write lock, look-ups are served and writes are given up."""
+    monkeypatch.setattr("ragaccel.cache.levels.disk._BUSY_SECONDS", 0.1)
+    cache = open_cache()
+    cache.set("old", 1)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert cache.get("old") == 1
+        with pytest.warns(RagaccelWarning, match="locked"):
+            assert cache.get_or_compute("new", Compute()) == "value"
+        other.execute("COMMIT")
+    assert cache.get_or_compute("new", Compute()) == "value"
+    assert cache.get("new") == "value"
+    assert not set_aside(path)
+
+
+# ---- fork ----------------------------------------------------------------------------------------
+
+
+def test_a_fork_after_use_works(path):
+    """Parent and child both go on with a level that was used before the fork, and share it."""
+    printed = script(
+        """
+        import os, sys
+        from ragaccel.cache import DiskLevel, MemoryLevel, MultiLevelCache
+        cache = MultiLevelCache([DiskLevel(sys.argv[1])])
+        cache.set("before", 1)
+        child = os.fork()
+        if not child:
+            assert cache.get("before") == 1
+            cache.set("from the child", 2)
+            assert cache.get_or_compute("computed by the child", lambda: 3) == 3
+            cache.close()
+            os._exit(0 if not cache.stats().errors else 1)
+        cache.set("from the parent", 4)
+        assert os.waitpid(child, 0)[1] == 0
+        print([cache.get(key) for key in
+               ("before", "from the child", "computed by the child", "from the parent")],
+              cache.stats().errors)
+        """,
+        path,
+    )
+    assert printed == "[1, 2, 3, 4] {}\n"
+
+
+def test_a_parent_that_closes_leaves_its_forked_child_the_file(path):
+    """What a forked worker stores after the parent has closed is found by the next process."""
+    printed = script(
+        """
+        import os, sys
+        from ragaccel.cache import DiskLevel, MultiLevelCache
+        parent = MultiLevelCache([DiskLevel(sys.argv[1])])
+        parent.set("parent", 1)
+        to_child, to_parent = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            parent.set("first", 2)
+            os.write(to_parent[1], b"x")
+            os.read(to_child[0], 1)
+            parent.set("second", 3)
+            os.write(to_parent[1], b"x")
+            os.read(to_child[0], 1)
+            os._exit(0)
+        os.read(to_parent[0], 1)
+        parent.close()
+        os.write(to_child[1], b"x")
+        os.read(to_parent[0], 1)
+        third = MultiLevelCache([DiskLevel(sys.argv[1])])
+        print([third.get(key) for key in ("parent", "first", "second")])
+        os.write(to_child[1], b"x")
+        os.waitpid(child, 0)
+        """,
+        path,
+    )
+    assert printed == "[1, 2, 3]\n"
+
+
+@pytest.mark.parametrize("level", ["MemoryLevel()", "DiskLevel(sys.argv[1])"])
+def test_a_fork_amid_other_threads_work_leaves_the_child_a_cache(path, level):
+    """A child forked while other threads use the cache neither hangs nor loses the level."""
+    script(
+        f"""
+        import os, signal, sys, threading, time
+        from ragaccel.cache import DiskLevel, MemoryLevel, MultiLevelCache
+        cache = MultiLevelCache([{level}])
+        stop = threading.Event()
+
+        def hammer():
+            while not stop.is_set():
+                cache.set("key", 1)
+                cache.get("key")
+
+        threads = [threading.Thread(target=hammer) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        bad = []
+        for _ in range(40):
+            time.sleep(0.005)
+            child = os.fork()
+            if not child:
+                signal.alarm(10)
+                cache.set("child", 1)
+                os._exit(0 if cache.get("child") == 1 and not cache.stats().errors else 1)
+            status = os.waitpid(child, 0)[1]
+            if status:
+                bad.append("hung" if os.WIFSIGNALED(status) else "lost")
+                break
+        stop.set()
+        for thread in threads:
+            thread.join()
+        sys.exit(bad[0] if bad else 0)
+        """,
+        path,
+    )
+
+
+# ---- damage --------------------------------------------------------------------------------------
+
+
+def test_a_file_of_garbage_is_set_aside(open_cache, path):
+    """A file that is no database is kept for its owner under another name, and a new one begun."""
+    path.write_bytes(b"my thesis" * 1_000)
+    cache = open_cache()
+    assert cache.get_or_compute("key", Compute()) == "value"
+    assert cache.get("key") == "value"
+    assert cache.stats().errors == {}
+    assert [file.read_bytes() for file in set_aside(path)] == [b"my thesis" * 1_000]
+
+
+@pytest.mark.parametrize("length", [0, 1, 99, 100, 4_096, 0.5, 0.99])
+@pytest.mark.parametrize("used", ["closed", "in use"])
+def test_a_truncated_file_costs_entries_only(open_cache, path, length, used):
+    """Whatever is cut off, every call gets the right answer and the cache works on."""
+    cache = open_cache()
+    for number in range(100):
+        cache.set(number, [number] * 1_000)
+    into_the_file(path)
+    if used == "closed":
+        cache.levels[0].close()
+    os.truncate(path, length if isinstance(length, int) else int(length * path.stat().st_size))
+    for _ in range(2):
+        for number in range(100):
+            assert cache.get_or_compute(number, lambda n=number: [n] * 1_000) == [number] * 1_000
+    assert all(cache.get(number) == [number] * 1_000 for number in range(100))
+    assert cache.stats().errors == {}
+
+
+@pytest.mark.parametrize("used", ["closed", "in use"])
+def test_a_file_overwritten_with_garbage_costs_entries_only(open_cache, path, used):
+    """A file that turns into garbage is set aside, under its users too, and calls go on."""
+    cache = open_cache()
+    for number in range(100):
+        cache.set(number, [number] * 1_000)
+    into_the_file(path)
+    if used == "closed":
+        cache.levels[0].close()
+    with path.open("r+b") as file:
+        file.write(random.Random(3).randbytes(path.stat().st_size))
+    for number in range(100):
+        assert cache.get_or_compute(number, lambda n=number: [n] * 1_000) == [number] * 1_000
+    assert all(cache.get(number) == [number] * 1_000 for number in range(100))
+    assert cache.stats().errors == {}
+    assert set_aside(path)
+
+
+def test_pages_of_garbage_never_give_a_wrong_answer(tmp_path):
+    """With random pages overwritten the cache gives right values or computes them anew."""
+    for seed in range(20):
+        path = tmp_path / f"{seed}.sqlite"
+        chance = random.Random(seed)
+        with MultiLevelCache([DiskLevel(path)]) as cache:
+            for number in range(60):
+                cache.set(number, [number] * 700)
+        with path.open("r+b") as file:
+            for _ in range(4):
+                file.seek(4_096 * chance.randrange(path.stat().st_size // 4_096))
+                file.write(chance.randbytes(4_096))
+        with MultiLevelCache([DiskLevel(path)]) as cache:
+            for number in range(60):
+                assert cache.get_or_compute(number, lambda n=number: [n] * 700) == [number] * 700
+            cache.set("after", seed)
+            assert cache.get("after") == seed
+            assert cache.stats().errors == {}
+
+
+def test_all_users_of_a_damaged_file_move_to_the_same_new_one(open_level, path):
+    """When one user of the path has set a damaged file aside, the others follow it."""
+    first, second = open_level(), open_level()
+    first.put_many([stored(number, bytes(2_000)) for number in range(200)])
+    here(second, 1)
+    into_the_file(path)
+    with path.open("r+b") as file:
+        file.write(random.Random(3).randbytes(path.stat().st_size))
+    here(first, *range(200))
+    first.put_many([stored("by the first")])
+    here(second, *range(200))
+    second.put_many([stored("by the second")])
+    assert here(first, "by the first", "by the second") == ["by the first", "by the second"]
+    assert here(second, "by the first", "by the second") == ["by the first", "by the second"]
+    assert len([file for file in set_aside(path) if file.stat().st_size > 100_000]) == 1
+
+
+def test_damage_met_by_many_threads_is_no_crash(path):
+    """Threads that meet the damage together all go on, and one new file is begun."""
+    printed = script(
+        """
+        import os, sys, threading, time
+        from concurrent.futures import ThreadPoolExecutor
+        from ragaccel.cache import DiskLevel, MultiLevelCache
+        path = sys.argv[1]
+        wrong = 0
+        with ThreadPoolExecutor(8) as pool:
+            for round_ in range(12):
+                cache = MultiLevelCache([DiskLevel(path + str(round_))])
+                for number in range(50):
+                    cache.set(number, [number] * 1_000)
+                list(pool.map(cache.get, range(50)))
+                size = os.path.getsize(path + str(round_))
+                with open(path + str(round_), "r+b") as file:
+                    file.write(os.urandom(size))
+                with open(path + str(round_) + "-wal", "r+b") as file:
+                    file.write(os.urandom(os.path.getsize(path + str(round_) + "-wal")))
+
+                def ask(number):
+                    return cache.get_or_compute(number, lambda: [number] * 1_000)
+
+                wrong += sum(got != [n] * 1_000 for n, got in enumerate(pool.map(ask, range(50))))
+        print(wrong)
+        """,
+        path,
+    )
+    assert printed == "0\n"
+
+
+def test_a_damaged_row_is_a_miss_and_is_removed(open_cache, path, face):
+    """A row whose bytes were changed is not served, is counted, and does not stay."""
+    cache = open_cache()
+    face.set(cache, "key", "value")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        [(blob,)] = connection.execute("SELECT blob FROM entry")
+        flipped = bytes([*blob[:-3], blob[-3] ^ 1, *blob[-2:]])
+        connection.execute("UPDATE entry SET blob = ?", (flipped,))
+        connection.commit()
+        assert face.get(cache, "key") is MISSING
+        assert connection.execute("SELECT count(*) FROM entry").fetchone() == (0,)
+    assert (cache.stats().damaged, cache.stats().errors) == (1, {})
+    assert face.get_or_compute(cache, "key", lambda: "new") == "new"
+    assert face.get(cache, "key") == "new"
+
+
+def test_a_mistake_of_the_caller_does_not_cost_the_file(open_level, path):
+    """An entry that SQLite refuses is a fault of that call, not damage of the file."""
+    level = open_level()
+    level.put_many([stored("kept")])
+    with contextlib.suppress(Exception):
+        level.put_many([stored("odd")._replace(blob=None)])
+    assert here(level, "kept") == ["kept"]
+    assert not set_aside(path)
+
+
+# ---- places where nothing can be written ---------------------------------------------------------
+
+
+def unwritable(tmp_path: Path, kind: str) -> Path:
+    if kind == "a folder":
+        (tmp_path / "cache.sqlite").mkdir()
+    elif kind == "below a file":
+        (tmp_path / "file").touch()
+        return tmp_path / "file" / "cache.sqlite"
+    elif kind == "a file system that takes no files":
+        return Path("/proc/ragaccel/cache.sqlite")
+    elif kind == "a read-only folder":
+        if os.geteuid() == 0:
+            pytest.skip("root may write everywhere")
+        tmp_path.chmod(0o500)
+    return tmp_path / "cache.sqlite"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["a folder", "below a file", "a file system that takes no files", "a read-only folder"],
+)
+def test_an_unwritable_path_is_survived(tmp_path, face, kind):
+    """Where the file cannot be, calls are answered by the rest of the cache, with one warning."""
+    cache = MultiLevelCache([MemoryLevel(), DiskLevel(unwritable(tmp_path, kind))])
+    compute = Compute()
+    with pytest.warns(RagaccelWarning, match="disk level"):
+        face.get_or_compute(cache, "key", compute)
+    for _ in range(2):  # no further warning, which would be an error here
+        assert face.get_or_compute(cache, "key", compute) == "value"
+    assert face.get(cache, "other") is MISSING
+    assert compute.calls == 1
+    assert cache.stats().errors["disk"] >= 2
+    face.close(cache)
+
+
+def test_a_full_disk_is_survived(path):
+    """When the file cannot grow any more, calls go on, old entries are served, nothing is lost."""
+    printed = script(
+        """
+        import os, resource, sys, warnings
+        from ragaccel.cache import DiskLevel, MultiLevelCache
+        cache = MultiLevelCache([DiskLevel(sys.argv[1])])
+        cache.set("old", 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            for number in range(50):
+                value = os.urandom(50_000)
+                assert cache.get_or_compute(number, lambda: value) == value
+            assert cache.get("old") == 1
+        print(len(warned), cache.stats().errors["disk"] > 10, len(os.listdir(sys.argv[2])))
+        """,
+        path,
+        path.parent,
+    )
+    warnings, failed, files = printed.split()
+    assert (warnings, failed) == ("1", "True")
+    assert int(files) <= 3
+
+
+def test_nothing_is_opened_before_the_first_use(path):
+    """Making a level does no input or output."""
+    DiskLevel(path)
+    MultiLevelCache([DiskLevel(path)])
+    assert not path.exists()
+
+
+def test_the_log_does_not_grow_without_bound(open_level, path):
+    """The write-ahead log is folded back into the file as writes go on."""
+    level = open_level(max_bytes=1_000_000)
+    for number in range(3_000):
+        level.put_many([stored(number, bytes(5_000))])
+    log = path.with_name(f"{path.name}-wal")
+    wait_until(log.exists)
+    assert log.stat().st_size < 8_000_000
