@@ -75,6 +75,10 @@ def accelerate(
     names = [f"{base.__module__}.{base.__qualname__}" for base in type(obj).__mro__]
     for name in names:
         if name in _ADAPTERS:
+            if ttl is not None:
+                from ragaccel.cache.multilevel import seconds
+
+                seconds(ttl)
             adapter = import_module(_ADAPTERS[name])
             options = Options(cache, namespace, ttl, identity)
             return cast("T", adapter.accelerated(obj, options))

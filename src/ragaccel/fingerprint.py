@@ -7,11 +7,16 @@ from typing import Any, Final
 
 from ragaccel.cache import Uncacheable, digest
 
-#: Attributes that hold secrets or decide only how, not what, a component answers.
-_LEFT_OUT: Final = re.compile(
-    r"key|token|secret|password|credential|auth|header|callback|batch_size|num_workers|"
-    r"rate_limiter|cache|verbose|timeout|retries|progress",
-    re.IGNORECASE,
+#: Settings that decide only how, not what, a component answers.
+_HOW: Final = frozenset(
+    (
+        "callback_manager", "callbacks", "embed_batch_size", "embeddings_cache", "max_retries",
+        "metadata", "name", "num_workers", "rate_limiter", "request_timeout", "reuse_client",
+        "show_progress", "show_progress_bar", "tags", "timeout", "verbose",
+    )
+)  # fmt: skip
+_SECRET: Final = re.compile(
+    r"(^|_)(api_?key|key|secret|password|token|credentials?|auth\w*|headers?)$", re.IGNORECASE
 )
 
 
@@ -21,19 +26,39 @@ def fingerprint(component: object) -> tuple[str, bytes]:
     Of a pydantic object that is its fields, of another one all its attributes.
 
     Raises:
-        Uncacheable: An attribute has no canonical form, so that two components that differ
-            in it could not be told apart.
+        Uncacheable: An attribute has no canonical form, so that two components that differ in it
+            could not be told apart.
     """
-    cls = type(component)
-    fields = getattr(cls, "__pydantic_fields__", None)
+    try:
+        return class_name(type(component)), bytes(digest("", "config", _settings(component)))
+    except Uncacheable as error:
+        raise Uncacheable("component") from error
+
+
+def visible(component: object) -> dict[str, bytes]:
+    """Return digests of those settings that have a canonical form, by name."""
+    found = {}
+    for name, value in _settings(component).items():
+        try:
+            found[name] = bytes(digest("", "setting", value))
+        except Uncacheable:
+            continue
+    return found
+
+
+def class_name(cls: type) -> str:
+    """Return a class's full name."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _settings(component: object) -> dict[str, Any]:
+    fields = getattr(type(component), "__pydantic_fields__", None)
     if fields is not None:
         names = [name for name, field in fields.items() if field.exclude is not True]
     else:
         names = list(getattr(component, "__dict__", ()))
-    config: dict[str, Any] = {
-        name: getattr(component, name) for name in names if not _LEFT_OUT.search(name)
+    return {
+        name: getattr(component, name)
+        for name in names
+        if name not in _HOW and not _SECRET.search(name)
     }
-    try:
-        return f"{cls.__module__}.{cls.__qualname__}", bytes(digest("", "config", config))
-    except Uncacheable as error:
-        raise Uncacheable("component") from error

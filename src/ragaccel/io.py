@@ -32,6 +32,12 @@ def run(flow: Coroutine[Any, Any, T]) -> T:
     except StopIteration as stop:
         value: T = stop.value
         return value
+    except RuntimeError as error:
+        # A StopIteration that leaves a coroutine is turned into this one (PEP 479): undo it, and
+        # the caller sees the error that was raised.
+        if isinstance(error.__cause__, StopIteration):
+            raise error.__cause__ from None
+        raise
     finally:
         flow.close()
     raise RuntimeError("a synchronous flow tried to wait")

@@ -348,7 +348,7 @@ def test_a_fork_amid_other_threads_work_leaves_the_child_a_cache(path, level):
                 cache.set("key", 1)
                 cache.get("key")
 
-        threads = [threading.Thread(target=hammer) for _ in range(3)]
+        threads = [threading.Thread(target=hammer) for _ in range(8)]
         for thread in threads:
             thread.start()
         bad = []
@@ -372,6 +372,38 @@ def test_a_fork_amid_other_threads_work_leaves_the_child_a_cache(path, level):
     )
 
 
+def test_a_fork_while_another_thread_makes_caches_leaves_both_processes_theirs(path):
+    """What is made between the two halves of a fork's preparation confuses neither process."""
+    script(
+        """
+        import os, signal, sys, threading, time
+        from ragaccel.cache import DiskLevel, MultiLevelCache
+        cache = MultiLevelCache([DiskLevel(sys.argv[1])])
+        cache.set("key", 1)
+        stop = threading.Event()
+
+        def make():
+            while not stop.is_set():
+                MultiLevelCache([DiskLevel(sys.argv[1])])
+
+        threads = [threading.Thread(target=make, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        signal.alarm(60)
+        for _ in range(100):
+            time.sleep(0.002)
+            child = os.fork()
+            if not child:
+                signal.alarm(10)
+                os._exit(0 if cache.get("key") == 1 else 1)
+            assert os.waitpid(child, 0)[1] == 0, "the child lost its cache"
+            assert cache.get("key") == 1, "the parent lost its cache"
+        stop.set()
+        """,
+        path,
+    )
+
+
 # ---- damage --------------------------------------------------------------------------------------
 
 
@@ -383,6 +415,34 @@ def test_a_file_of_garbage_is_set_aside(open_cache, path):
     assert cache.get("key") == "value"
     assert cache.stats().errors == {}
     assert [file.read_bytes() for file in set_aside(path)] == [b"my thesis" * 1_000]
+
+
+def test_a_file_of_garbage_that_many_meet_is_set_aside_once(tmp_path):
+    """Users who find the garbage together begin one new file, and none of them loses an entry."""
+    for round_ in range(30):
+        path = tmp_path / f"{round_}.sqlite"
+        path.write_bytes(b"my thesis" * 1_000)
+        levels = [DiskLevel(path) for _ in range(2)]
+        together(8, lambda n, levels=levels: levels[n % 2].put_many([stored(n)]))
+        for level in levels:
+            assert here(level, *range(8)) == list(range(8))
+            level.close()
+        assert [file.read_bytes() for file in set_aside(path)] == [b"my thesis" * 1_000]
+
+
+@pytest.mark.parametrize("total", [10**15, -(10**15)])
+def test_a_wrong_count_of_bytes_is_put_right(open_level, path, total):
+    """A damaged count neither stops the level from storing nor lets it grow without bound."""
+    level = open_level(max_bytes=20_000)
+    level.put_many([stored("old")])
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE total SET bytes = ?", (total,))
+        connection.commit()
+    level.close()
+    for number in range(100):
+        level.put_many([stored(number, bytes(1_000))])
+        assert here(level, number) == [number]
+    assert len(here(level, *range(100))) <= 20
 
 
 @pytest.mark.parametrize("length", [0, 1, 99, 100, 4_096, 0.5, 0.99])

@@ -316,7 +316,8 @@ def test_a_body_that_is_no_value_is_a_miss(body, face):
     assert face.get(cache, "key") is MISSING
     assert face.get_or_compute(cache, "key", lambda: "new") == "new"
     assert face.get(cache, "key") == "new"
-    assert cache.stats().damaged == 2
+    assert cache.stats().damaged >= 1
+    assert cache.stats().errors == {}
 
 
 GOLDEN = (

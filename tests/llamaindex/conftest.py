@@ -11,16 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from ragaccel import MultiLevelCache, telemetry
 from ragaccel.llamaindex import CompressedVectorStore
-from tests.llamaindex.embeddings import HashEmbedding
-
-TEXTS = (
-    "cats sleep most of the day and hunt at dusk",
-    "dogs bark at strangers and sleep at night",
-    "birds sing at dawn in the forest",
-    "fish swim in cold water below the ice",
-    "horses run across the dry plain",
-    "owls hunt mice in the forest at night",
-)
+from tests.llamaindex.embeddings import TEXTS, HashEmbedding
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A real embedding model that needs no weights: words hashed into a few dimensions."""
+"""A real embedding model that needs no weights, and a few texts to try it on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ import re
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
+TEXTS = (
+    "cats sleep most of the day and hunt at dusk",
+    "dogs bark at strangers and sleep at night",
+    "birds sing at dawn in the forest",
+    "fish swim in cold water below the ice",
+    "horses run across the dry plain",
+    "owls hunt mice in the forest at night",
+)
+
 
 class HashEmbedding(BaseEmbedding):
-    """A bag of words: the more words two texts share, the nearer they are.
+    """Words hashed into a few dimensions: the more of them two texts share, the nearer they are.
 
     A little of the whole text's own is added, so that no two texts are equally near to a third.
     The same in every process. Another `seed` is another model.

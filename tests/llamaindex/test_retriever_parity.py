@@ -643,6 +643,17 @@ def test_an_object_that_cannot_be_stored_is_not_cached(nodes, cache, ask):
     assert cache.stats().bypasses == {"value": 2}
 
 
+def test_a_query_that_cannot_be_keyed_is_retrieved(nodes, cache, ask):
+    """It goes past the cache every time, and that is counted."""
+    plain = WordRetriever(nodes)
+    accelerated = accelerate(plain, cache=cache, identity="words")
+    odd = [QueryBundle("owls \ud800"), QueryBundle(QUERY, embedding=np.ones(3))]
+    for bundle in odd * 2:
+        assert ask(accelerated, bundle) == ask(plain, bundle)
+    stats = cache.stats()
+    assert (stats.lookups, stats.bypasses) == (0, {"key": 4})
+
+
 class Chapter(TextNode):
     """A node class of a user's own."""
 

@@ -17,7 +17,7 @@ from opentelemetry import trace
 
 from ragaccel import accelerate
 from ragaccel.errors import FilterError
-from tests.llamaindex.conftest import TEXTS
+from tests.llamaindex.embeddings import TEXTS
 from tests.llamaindex.retrievers import BrokenRetriever, WordRetriever
 
 if TYPE_CHECKING:

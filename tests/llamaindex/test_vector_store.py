@@ -608,6 +608,16 @@ def test_an_empty_store_persists(tmp_path):
     again.close()
 
 
+def test_a_persisted_folder_is_not_loaded_as_an_empty_store(tmp_path, embedded):
+    """Who forgets to pass the store gets an error: LlamaIndex takes any note for one of its own."""
+    store = CompressedVectorStore.open()
+    store.add(embedded)
+    StorageContext.from_defaults(vector_store=store).persist(tmp_path)
+    store.close()
+    with pytest.raises((ValueError, TypeError, AttributeError, RagaccelError)):
+        StorageContext.from_defaults(persist_dir=str(tmp_path))
+
+
 @pytest.mark.parametrize("content", [None, "{}", '{"embedding_dict": {}}', "not JSON"])
 def test_what_persist_did_not_write_is_not_opened(tmp_path, content):
     """A missing, foreign or damaged note is an error that names the file."""

@@ -31,6 +31,7 @@ INJECTIONS = (
 ORDERS = ("gt", "ge", "lt", "le")
 LISTS = ("in", "nin", "any", "all")
 TEXTS = ("text_match", "text_match_insensitive")
+NAN = float("nan")
 BARE = ("is_empty", "is_missing")
 
 # -- what is stored and asked ----------------------------------------------------------------------
@@ -119,9 +120,10 @@ def selected(collection, where):
 # -- what passes -----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=6000)
+@settings(deadline=None, max_examples=250)
 @example(([("a", {"": []}, None), ("b", {}, None)], [Not(Field("", "is_empty"))]))
-@example(([("a", {"k": 3}, None)], [Field("k", "text_match_insensitive", "3")]))
+@example(([("a", {}, None)], [And((Field("k", "text_match_insensitive", "3"),))]))
+@example(([("a", {'"': 3}, None)], [Field('"', "text_match_insensitive", "3")]))
 @given(cases())
 def test_select_finds_what_plain_python_finds(case):
     """Any tree of filters passes exactly the rows that it passes in plain Python."""
@@ -155,19 +157,14 @@ def test_sql_in_keys_and_values_is_only_text(text, operator):
     assert len(collection) == 3
 
 
-@pytest.mark.parametrize("text", ["a\x00b", "\x00", "a\x00"])
-def test_text_after_a_null_character_counts(text):
-    """A null character is a character like others, in ids, keys and values."""
-    with VectorCollection.open() as collection:
-        collection.upsert(
-            [text, "a"], np.ones((2, 1)), metadata=[{"k": text, text: 1}, {"k": "a", "a": 1}]
-        )
+def test_numbers_beyond_64_bits():
+    """Numbers larger than SQLite's own are compared by their size, too."""
+    collection = stored({"n": 2**70}, {"n": 1}, {"n": -(2**70)})
 
-        assert [row.id for row in collection.get([text])] == [text]
-        assert selected(collection, Field("k", "eq", text)) == [text]
-        assert selected(collection, Field("k", "eq", "a")) == ["a"]
-        assert selected(collection, Field("k", "in", [text])) == [text]
-        assert selected(collection, Field(text, "eq", 1)) == [text]
+    assert selected(collection, Field("n", "eq", 2**70)) == ["row-0"]
+    assert selected(collection, Field("n", "lt", 2**63)) == ["row-1", "row-2"]
+    assert selected(collection, Field("n", "in", [-(2**70), 1])) == ["row-1", "row-2"]
+    assert collection.select()[0].metadata == {"n": 2**70}
 
 
 @pytest.mark.parametrize(
@@ -271,9 +268,14 @@ def test_filters_follow_writes():
         (Field("n", "like", "a%"), ["like"]),
         (Field("n", "in", [object()]), ["in", "object"]),
         (Field("n", "in", [{1}]), ["in", "{1}"]),
-        (Field("n", "eq", 2**70), ["eq", str(2**70)]),
-        (Field("n", "eq", "\ud800"), ["eq", r"\ud800"]),
-        (Field("\ud800", "eq", "a"), [r"\ud800"]),
+        (Field("n", "eq", NAN), ["eq", "nan"]),
+        (Field("n", "eq", "\ud800"), ["Unicode"]),
+        (Field("n", "in", ["a", "\ud800"]), ["Unicode"]),
+        (Field("\ud800", "eq", "a"), ["Unicode"]),
+        (Field("n", "eq", "a\x00b"), ["null character"]),
+        (Field("a\x00b", "eq", 1), ["null character"]),
+        (Ids(("a\x00b",)), ["null character"]),
+        (Documents(("\ud800",)), ["Unicode"]),
         (Field(5, "eq", "a"), ["5"]),
         ({"n": 1}, ["{'n': 1}"]),
         ("n = 1", ["n = 1"]),

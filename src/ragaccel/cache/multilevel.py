@@ -82,7 +82,7 @@ class MultiLevelCache:
                 raise ConfigurationError(f"{level!r} is no level, such as MemoryLevel() is.")
         self.levels = tuple(levels)
         self.namespace = namespace
-        self._ttl = _seconds(ttl)
+        self._ttl = seconds(ttl)
         self._store = flow.Store(self.levels, Flights(), Recorder(), _FLIGHT_TIMEOUT)
         self._closed = False
 
@@ -297,7 +297,7 @@ class MultiLevelCache:
         return Entry(body, now, now + self._lifetime(ttl), 0.0)
 
     def _lifetime(self, ttl: Seconds | None) -> float:
-        return self._ttl if ttl is None else _seconds(ttl)
+        return self._ttl if ttl is None else seconds(ttl)
 
 
 def _rebuild(
@@ -310,7 +310,12 @@ def _value(found: flow.Found[Any] | None) -> Any:
     return MISSING if found is None else found.value
 
 
-def _seconds(ttl: Seconds | None) -> float:
+def seconds(ttl: Seconds | None) -> float:
+    """Return a lifetime in seconds; None is none, and lasts for ever.
+
+    Raises:
+        ConfigurationError: It is not positive, or no time at all.
+    """
     if ttl is None:
         return math.inf
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl

@@ -46,6 +46,8 @@ def to_filter(where: Mapping[str, Any]) -> Filter:
             parts.append(And(group) if key == "$and" else Or(group))
         elif key == "$not":
             parts.append(Not(And(tuple(to_filter(one) for one in _dicts(key, value)))))
+        elif not isinstance(key, str):
+            raise FilterError(f"a filter names a field by a string, got {key!r}.")
         elif key.startswith("$"):
             raise FilterError(
                 f"the filter operator {key!r} is unknown; use $and, $or, $not or a field's name."

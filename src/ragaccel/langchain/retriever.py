@@ -18,7 +18,7 @@ from ragaccel import telemetry
 from ragaccel.cache import Uncacheable, flow
 from ragaccel.cache.values import check_plain
 from ragaccel.errors import ConfigurationError
-from ragaccel.fingerprint import fingerprint
+from ragaccel.fingerprint import class_name, fingerprint, visible
 from ragaccel.io import run
 from ragaccel.langchain.vector_store import CompressedVectorStore
 from ragaccel.reuse import answers, is_serving, serve
@@ -152,7 +152,10 @@ def _instrumentor_span(run_manager: Any) -> Any:
     instrumentation = sys.modules.get("openinference.instrumentation.langchain")
     if instrumentation is None or run_manager is None:
         return None
-    return instrumentation.LangChainInstrumentor().get_span(run_manager.run_id)
+    instrumentor = instrumentation.LangChainInstrumentor()
+    if not instrumentor.is_instrumented_by_opentelemetry:
+        return None
+    return instrumentor.get_span(run_manager.run_id)
 
 
 def _parts(retriever: Any, options: Options, query: str, kwargs: dict[str, Any]) -> Any:
@@ -162,28 +165,32 @@ def _parts(retriever: Any, options: Options, query: str, kwargs: dict[str, Any])
 
 def _identity(retriever: Any, options: Options) -> Any:
     cls = plain_class(type(retriever))
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    if cls is not VectorStoreRetriever:
-        if options.identity is None:
-            raise Uncacheable("component")
-        return name, options.identity
-    source = options.identity
-    if source is None:
-        source = _source(retriever.vectorstore)
-    return name, source, retriever.search_type, retriever.search_kwargs
+    name = class_name(cls)
+    if cls is VectorStoreRetriever:
+        source = _source(retriever.vectorstore, options)
+        return name, source, retriever.search_type, retriever.search_kwargs
+    if options.identity is None:
+        raise Uncacheable("component")
+    return name, options.identity, visible(retriever)
 
 
 _tokens: weakref.WeakKeyDictionary[VectorStore, str] = weakref.WeakKeyDictionary()
 
 
-def _source(store: Any) -> Any:
+def _source(store: Any, options: Options) -> Any:
     """Tell which documents are searched and with which embeddings.
 
-    A store of another house has no identity that survives the process: it is told apart from others
-    by a token, and its entries are found only while it lives.
+    A store of another house has no identity that survives the process: unless the user gives one,
+    it is told apart from others by a token, and its entries are found only while it lives.
     """
     if isinstance(store, CompressedVectorStore):
-        return store.collection.id, fingerprint(store.embeddings)
+        searched = store.collection.id
+        if options.identity is None:
+            return searched, fingerprint(store.embeddings)
+        model = store.embeddings
+        return searched, options.identity, class_name(type(model)), visible(model)
+    if options.identity is not None:
+        return options.identity
     try:
         return _tokens.setdefault(store, uuid.uuid4().hex)
     except TypeError as error:

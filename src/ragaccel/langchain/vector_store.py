@@ -14,7 +14,7 @@ from ragaccel import telemetry
 from ragaccel.errors import ConfigurationError, FilterError
 from ragaccel.langchain.filters import to_filter
 from ragaccel.telemetry import attributes
-from ragaccel.vectors import Ids, VectorCollection
+from ragaccel.vectors import CollectionHandle, Ids
 from ragaccel.vectors.mmr import select
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings
     from typing_extensions import Self
 
-    from ragaccel.vectors import Filter, Hit, Record
+    from ragaccel.vectors import Filter, Hit, Record, VectorCollection
 
     Where = dict[str, Any] | Callable[[Document], bool] | None
 
@@ -59,9 +59,7 @@ class CompressedVectorStore(VectorStore):
         **collection_options: Any,
     ) -> None:
         self._embedding = embedding
-        self._path = path
-        self._options = collection_options
-        self._collection: VectorCollection | None = None
+        self._handle = CollectionHandle(path, collection_options)
 
     @classmethod
     def open(
@@ -72,15 +70,13 @@ class CompressedVectorStore(VectorStore):
     ) -> Self:
         """Make a store and open its collection now; see the class."""
         store = cls(embedding, path=path, **collection_options)
-        store._collection = VectorCollection.open(path, **collection_options)
+        store._handle.get()
         return store
 
     @property
     def collection(self) -> VectorCollection:
         """The collection, opened if need be."""
-        if self._collection is None:
-            self._collection = VectorCollection.open(self._path, **self._options)
-        return self._collection
+        return self._handle.get()
 
     @property
     def embeddings(self) -> Embeddings:
@@ -89,8 +85,7 @@ class CompressedVectorStore(VectorStore):
 
     def close(self) -> None:
         """Close the collection."""
-        if self._collection is not None:
-            self._collection.close()
+        self._handle.close()
 
     @classmethod
     def from_texts(
@@ -105,7 +100,11 @@ class CompressedVectorStore(VectorStore):
     ) -> Self:
         """Make a store and add texts."""
         store = cls.open(path, embedding, **collection_options)
-        store.add_texts(texts, metadatas, ids=ids)
+        try:
+            store.add_texts(texts, metadatas, ids=ids)
+        except BaseException:
+            store.close()
+            raise
         return store
 
     @classmethod
@@ -121,7 +120,11 @@ class CompressedVectorStore(VectorStore):
     ) -> Self:
         """Do what `from_texts` does, without blocking the event loop."""
         store = await asyncio.to_thread(cls.open, path, embedding, **collection_options)
-        await store.aadd_texts(texts, metadatas, ids=ids)
+        try:
+            await store.aadd_texts(texts, metadatas, ids=ids)
+        except BaseException:
+            store.close()
+            raise
         return store
 
     # -- writing -----------------------------------------------------------------------------------

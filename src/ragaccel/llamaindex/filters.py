@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilters
 
 from ragaccel.errors import FilterError
-from ragaccel.vectors import And, DocumentId, Documents, Field, Filter, Ids, Not, Or
+from ragaccel.vectors import And, DocumentId, Documents, Field, Filter, Ids, Not, Or, PayloadHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llama_index.core.vector_stores.types import MetadataFilter
 
-    from ragaccel.vectors.filters import Operator
+    from ragaccel.vectors.filters import Key, Operator
 
 _OPERATORS: Final[dict[FilterOperator, Operator]] = {
     FilterOperator.EQ: "eq",
@@ -35,6 +35,8 @@ _OPERATORS: Final[dict[FilterOperator, Operator]] = {
 #: Keys under which LlamaIndex lets a node's document be filtered; "None" stands for no document.
 _DOCUMENT_KEYS: Final = frozenset(("doc_id", "document_id", "ref_doc_id"))
 _DOCUMENT: Final = DocumentId(absent="None")
+_NODE_TYPE_KEY: Final = "_node_type"
+_NODE_TYPE: Final = PayloadHead(absent="TextNode")
 
 
 def to_filter(
@@ -73,7 +75,11 @@ def _field(filter_: MetadataFilter) -> Filter:
     operator = _OPERATORS.get(filter_.operator)
     if operator is None:
         raise FilterError(f"the filter operator {filter_.operator!r} is unknown.")
-    key = _DOCUMENT if filter_.key in _DOCUMENT_KEYS else filter_.key
+    key: Key = filter_.key
+    if key in _DOCUMENT_KEYS:
+        key = _DOCUMENT
+    elif key == _NODE_TYPE_KEY:
+        key = _NODE_TYPE
     if operator != "is_empty" and filter_.value is None:
         raise FilterError(
             f"the filter on {filter_.key!r} compares with None; use the operator is_empty."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any, Final
 
 import msgspec
@@ -14,8 +15,11 @@ from llama_index.core.schema import (
     Node,
     TextNode,
 )
+from pydantic import AnyUrl
 
 from ragaccel.cache import Uncacheable
+from ragaccel.cache.values import check_plain
+from ragaccel.errors import InvalidRecordError
 
 _CLASSES: Final = {
     cls.class_name(): cls for cls in (TextNode, Document, IndexNode, ImageNode, ImageDocument, Node)
@@ -39,6 +43,7 @@ def pack_node(node: BaseNode) -> PackedNode:
     name = node.class_name()
     if type(node) is not _CLASSES.get(name):
         raise Uncacheable("value")
+    check_plain(node.metadata)
     packed = PackedNode(name, node.to_dict())
     try:
         back = unpack_node(_decoder.decode(_encoder.encode(packed)))
@@ -57,8 +62,13 @@ def unpack_node(packed: PackedNode) -> BaseNode:
 def encode_node(node: BaseNode) -> bytes | None:
     """Return a node for the store, without its text, metadata and embedding.
 
+    The first line is the class, so that filters can ask for it.
+
     Returns:
         None for a node of a class that cannot be stored as it is; its text and metadata still are.
+
+    Raises:
+        InvalidRecordError: A field of the node cannot be stored.
     """
     name = node.class_name()
     if name not in _CLASSES:
@@ -66,7 +76,10 @@ def encode_node(node: BaseNode) -> bytes | None:
     fields = node.to_dict()
     for stored_elsewhere in ("text", "metadata", "embedding"):
         fields.pop(stored_elsewhere, None)
-    return _encoder.encode(PackedNode(name, fields))
+    try:
+        return name.encode() + b"\n" + _encoder.encode(fields)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRecordError(f"node {node.node_id} cannot be stored: {error}") from error
 
 
 def decode_node(
@@ -75,12 +88,18 @@ def decode_node(
     """Return a stored node; a row that another framework wrote becomes a `TextNode`."""
     if payload is None:
         return TextNode(id_=id_, text=text or "", metadata=metadata)
-    packed = _decoder.decode(payload)
-    fields = {**packed.fields, "metadata": metadata}
+    name, _, packed = payload.partition(b"\n")
+    fields = {**msgspec.msgpack.decode(packed), "metadata": metadata}
     if "text_resource" not in fields:
         fields["text"] = text or ""
-    return _CLASSES[packed.class_name].from_dict(fields)
+    return _CLASSES[name.decode()].from_dict(fields)
 
 
-_encoder = msgspec.msgpack.Encoder()
+def _plain(value: Any) -> str:
+    if isinstance(value, (AnyUrl, PurePath)):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no stored form")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _decoder = msgspec.msgpack.Decoder(PackedNode)

@@ -16,7 +16,7 @@ from llama_index.core.schema import NodeWithScore
 from ragaccel import telemetry
 from ragaccel.cache import Stale, Uncacheable, flow
 from ragaccel.errors import ConfigurationError
-from ragaccel.fingerprint import fingerprint
+from ragaccel.fingerprint import class_name, fingerprint, visible
 from ragaccel.io import run
 from ragaccel.llamaindex.events import embed_stages
 from ragaccel.llamaindex.nodes import PackedNode, pack_node, unpack_node
@@ -155,7 +155,7 @@ def _parts(retriever: Any, options: Options, bundle: QueryBundle) -> Any:
 
 def _identity(retriever: Any, options: Options) -> Any:
     cls = plain_class(type(retriever))
-    name = f"{cls.__module__}.{cls.__qualname__}"
+    name = class_name(cls)
     if cls is not VectorIndexRetriever:
         if options.identity is None:
             raise Uncacheable("component")
@@ -165,14 +165,14 @@ def _identity(retriever: Any, options: Options) -> Any:
 
 def _source(retriever: Any, options: Options) -> Any:
     """Tell which documents are searched and with which embeddings."""
-    if options.identity is not None:
-        return options.identity
-    store = retriever._vector_store
-    if isinstance(store, CompressedVectorStore):
-        searched = store.collection.id
-    else:
-        searched = retriever._index.index_struct.index_id
-    return searched, fingerprint(retriever._embed_model)
+    store, model = retriever._vector_store, retriever._embed_model
+    ours = isinstance(store, CompressedVectorStore)
+    searched = store.collection.id if ours else retriever._index.index_struct.index_id
+    if options.identity is None:
+        return searched, fingerprint(model)
+    # A name given by the user stands for what cannot be seen: a store of another house, or what an
+    # embedding model hides.
+    return searched if ours else None, options.identity, class_name(type(model)), visible(model)
 
 
 def _settings(retriever: Any) -> Any:

@@ -22,7 +22,7 @@ from llama_index.core.vector_stores.types import (
 from ragaccel.errors import CollectionNotFoundError, ConfigurationError
 from ragaccel.llamaindex.filters import to_filter
 from ragaccel.llamaindex.nodes import decode_node, encode_node
-from ragaccel.vectors import Documents, VectorCollection
+from ragaccel.vectors import CollectionHandle, Documents
 from ragaccel.vectors.mmr import select
 from ragaccel.vectors.transfer import copy_to
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from ragaccel.vectors import Hit, Record
+    from ragaccel.vectors import Hit, Record, VectorCollection
 
 _MANIFEST_NAME: Final = "vector_store.json"
 _DEFAULT_NAMESPACE: Final = "default"
@@ -63,7 +63,7 @@ class CompressedVectorStore(BasePydanticVectorStore):
     is_embedding_query: bool = True
     path: str | None = None
     collection_options: dict[str, Any] = Field(default_factory=dict)
-    _collection: VectorCollection | None = PrivateAttr(default=None)
+    _handle: CollectionHandle = PrivateAttr()
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, **collection_options: Any
@@ -76,12 +76,13 @@ class CompressedVectorStore(BasePydanticVectorStore):
             path=None if path is None else os.fspath(path),
             collection_options={**given, **collection_options},
         )
+        self._handle = CollectionHandle(self.path, self.collection_options)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None, **collection_options: Any) -> Self:
         """Make a store and open its collection now; see the class."""
         store = cls(path, **collection_options)
-        store._collection = VectorCollection.open(path, **store.collection_options)
+        store._handle.get()
         return store
 
     @classmethod
@@ -92,9 +93,7 @@ class CompressedVectorStore(BasePydanticVectorStore):
     @property
     def collection(self) -> VectorCollection:
         """The collection, opened if need be."""
-        if self._collection is None:
-            self._collection = VectorCollection.open(self.path, **self.collection_options)
-        return self._collection
+        return self._handle.get()
 
     @property
     def client(self) -> VectorCollection:
@@ -103,8 +102,11 @@ class CompressedVectorStore(BasePydanticVectorStore):
 
     def close(self) -> None:
         """Close the collection."""
-        if self._collection is not None:
-            self._collection.close()
+        self._handle.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the place; LlamaIndex would leave out what it cannot pickle."""
+        return _reopen, (type(self), self._handle)
 
     def add(self, nodes: Sequence[BaseNode], **_: Any) -> list[str]:
         """Add nodes, or replace those whose ids exist.
@@ -178,10 +180,11 @@ class CompressedVectorStore(BasePydanticVectorStore):
             raise ConfigurationError("the query has no embedding; give the index an embed_model.")
         k = query.similarity_top_k
         where = to_filter(query.filters, query.node_ids or None, query.doc_ids)
-        if query.mode == VectorStoreQueryMode.DEFAULT:
+        mode = VectorStoreQueryMode(query.mode)
+        if mode == VectorStoreQueryMode.DEFAULT:
             hits = self.collection.search(query.query_embedding, k, where=where)[0] if k else []
             return _result(hits, [hit.score for hit in hits])
-        if query.mode == VectorStoreQueryMode.MMR:
+        if mode == VectorStoreQueryMode.MMR:
             threshold = query.mmr_threshold
             if threshold is None:
                 threshold = kwargs.get("mmr_threshold")
@@ -189,7 +192,7 @@ class CompressedVectorStore(BasePydanticVectorStore):
                 query.query_embedding, k, where, 0.5 if threshold is None else threshold, kwargs
             )
         raise ConfigurationError(
-            f"the query mode {query.mode.value!r} needs text search, which this store has not; "
+            f"the query mode {mode.value!r} needs text search, which this store has not; "
             "use DEFAULT or MMR."
         )
 
@@ -294,6 +297,12 @@ class CompressedVectorStore(BasePydanticVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Return what `query` does, from a worker thread."""
         return await asyncio.to_thread(self.query, query, **kwargs)
+
+
+def _reopen(cls: type[CompressedVectorStore], handle: CollectionHandle) -> CompressedVectorStore:
+    store = cls(handle.path, **handle.options)
+    store._handle = handle
+    return store
 
 
 def _text(node: BaseNode) -> str | None:

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,18 +25,17 @@ _FORK_SECONDS: Final = 5.0
 class Connections(Forkable):
     """Connections to one file, opened when needed; a few are kept while nobody uses them.
 
-    A file that was replaced at its path is noticed, and its new content used.
-
     Args:
-        path: The file.
-        connect: Opens a connection with autocommit.
+        path: The file, if its content may be replaced by another one's: that is noticed, and the
+            new content used. None where it may not.
+        connect: Opens a connection with autocommit; it must not refer back to the owner.
         prepare: Is given each new connection, to set it up; waited for while another process
             holds the lock.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None,
         connect: Callable[[], sqlite3.Connection],
         prepare: Callable[[sqlite3.Connection], object],
     ) -> None:
@@ -44,25 +44,28 @@ class Connections(Forkable):
         self._free = threading.Condition()
         self._idle: list[tuple[sqlite3.Connection, int]] = []
         self._in_use = 0
+        self._generation = 0
         self._inode = 0
+        self._closing = weakref.finalize(self, _close, self._idle)
         self.follow_forks()
 
     @contextlib.contextmanager
     def use(self) -> Iterator[sqlite3.Connection]:
         """Give a connection of this thread's own for a while."""
-        connection, inode = self._take()
+        connection, generation = self._take()
         try:
             yield connection
         finally:
-            self._put(connection, inode)
+            self._put(connection, generation)
 
     def close(self) -> None:
         """Close what nobody uses, and the others when they come back; the next use opens again."""
         with self._free:
             self._inode = 0
-            idle, self._idle = self._idle, []
-        for connection, _ in idle:
-            connection.close()
+            self._generation += 1
+            idle = self._idle[:]
+            self._idle.clear()
+        _close(idle)
 
     @property
     def inode(self) -> int:
@@ -71,17 +74,19 @@ class Connections(Forkable):
 
     def _take(self) -> tuple[sqlite3.Connection, int]:
         current = _inode(self._path)
+        stale: list[tuple[sqlite3.Connection, int]] = []
         with self._free:
             self._in_use += 1
             if current != self._inode:
-                stale, self._idle, self._inode = self._idle, [], current
-            else:
-                stale = []
+                self._inode = current
+                self._generation += 1
+                stale = self._idle[:]
+                self._idle.clear()
             taken = self._idle.pop() if self._idle else None
-        for connection, _ in stale:
-            connection.close()
+        _close(stale)
         if taken is not None:
             return taken
+        generation = self._generation
         try:
             connection = self._open()
         except BaseException:
@@ -89,17 +94,17 @@ class Connections(Forkable):
                 self._in_use -= 1
                 self._free.notify_all()
             raise
-        inode = _inode(self._path)
         with self._free:
-            self._inode = inode
-        return connection, inode
+            if generation == self._generation:
+                self._inode = _inode(self._path)
+        return connection, generation
 
-    def _put(self, connection: sqlite3.Connection, inode: int) -> None:
+    def _put(self, connection: sqlite3.Connection, generation: int) -> None:
         with self._free:
             self._in_use -= 1
-            kept = inode == self._inode and len(self._idle) < _IDLE
+            kept = generation == self._generation and len(self._idle) < _IDLE
             if kept:
-                self._idle.append((connection, inode))
+                self._idle.append((connection, generation))
             self._free.notify_all()
         if not kept:
             connection.close()
@@ -126,9 +131,8 @@ class Connections(Forkable):
         """Wait until no thread is inside, close everything and keep the others out."""
         self._free.acquire()
         self._free.wait_for(lambda: not self._in_use, _FORK_SECONDS)
-        for connection, _ in self._idle:
-            connection.close()
-        self._idle = []
+        _close(self._idle)
+        self._idle.clear()
 
     def after_fork_in_parent(self) -> None:
         """Let the threads in again."""
@@ -140,7 +144,14 @@ class Connections(Forkable):
         self._in_use = 0
 
 
-def _inode(path: str | os.PathLike[str]) -> int:
+def _close(idle: list[tuple[sqlite3.Connection, int]]) -> None:
+    for connection, _ in idle:
+        connection.close()
+
+
+def _inode(path: str | os.PathLike[str] | None) -> int:
+    if path is None:
+        return 0
     try:
         return Path(path).stat().st_ino
     except FileNotFoundError:

@@ -8,21 +8,22 @@ found row that is gone, or a new row that scores high enough to enter, makes the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 import numpy as np
 
 from ragaccel.cache import Kind, Stale, Uncacheable
-from ragaccel.vectors import find_open
+from ragaccel.vectors import SearchTrace, find_open
 from ragaccel.vectors.metric import prepare, scores
+from ragaccel.vectors.watch import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ragaccel.vectors import SearchTrace
-
 R = TypeVar("R")
+
+_ROUNDING: Final = 1e-5
 
 
 class Dependency(msgspec.Struct, array_like=True, frozen=True):
@@ -30,6 +31,7 @@ class Dependency(msgspec.Struct, array_like=True, frozen=True):
 
     collection: str
     seq: int
+    mark: int
     query: bytes
     floor: float
     slots: tuple[int, ...]
@@ -51,9 +53,21 @@ class Answer(Generic[R]):
 def dependencies(traces: Sequence[SearchTrace]) -> tuple[Dependency, ...]:
     """Return what an answer depends on."""
     return tuple(
-        Dependency(trace.collection, trace.seq, trace.query.tobytes(), trace.floor, trace.slots)
+        Dependency(
+            trace.collection, trace.seq, trace.mark, trace.query.tobytes(), trace.floor, trace.slots
+        )
         for trace in traces
     )
+
+
+def retell(answer: Answer[Any]) -> None:
+    """Tell a watcher around a served answer which searches it came from."""
+    traces = watched()
+    if traces is None:
+        return
+    for one in answer.dependencies:
+        query = np.frombuffer(one.query, dtype=np.float32)
+        traces.append(SearchTrace(one.collection, one.seq, one.mark, query, one.floor, one.slots))
 
 
 def answers(
@@ -92,19 +106,19 @@ def _follow(dependency: Dependency) -> Dependency:
     collection = find_open(dependency.collection)
     if collection is None:
         raise Stale
-    seq = collection.seq
-    if seq == dependency.seq:
+    if collection.position == (dependency.seq, dependency.mark):
         return dependency
-    changes = collection.changes_since(dependency.seq) if seq > dependency.seq else None
+    changes = collection.changes_since(dependency.seq, mark=dependency.mark)
     if changes is None or not set(dependency.slots).isdisjoint(changes.deleted.tolist()):
         raise Stale
     if len(changes.upserted):
         query = np.frombuffer(dependency.query, dtype=np.float32)[None, :]
         metric = collection.metric
         reached = scores(prepare(query, metric), prepare(changes.vectors, metric), metric)
-        if float(reached.max()) >= dependency.floor:
+        # The floor and this score may differ in the last bits for equal vectors.
+        if float(reached.max()) >= dependency.floor - _ROUNDING * (1 + abs(dependency.floor)):
             raise Stale
-    return msgspec.structs.replace(dependency, seq=changes.seq)
+    return msgspec.structs.replace(dependency, seq=changes.seq, mark=changes.mark)
 
 
 _encoder = msgspec.msgpack.Encoder()

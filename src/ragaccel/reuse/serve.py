@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ragaccel import telemetry
 from ragaccel.cache import Uncacheable, digest
-from ragaccel.reuse.freshness import Answer, dependencies
+from ragaccel.reuse.freshness import Answer, dependencies, retell
 from ragaccel.telemetry import attributes
 from ragaccel.vectors import watch
 
@@ -68,14 +68,16 @@ async def serve(
             span.set({attributes.CACHE_BYPASS: key is None})
     if cache is None or key is None:
         return (await compute()).result
-    return (await cache.find_or_compute(io, key, compute, ttl=ttl, kind=kind)).result
+    answer = await cache.find_or_compute(io, key, compute, ttl=ttl, kind=kind)
+    retell(answer)
+    return answer.result
 
 
 def _key(
     cache: MultiLevelCache, namespace: str | None, kind: str, parts: Callable[[], Any]
 ) -> Digest | None:
     try:
-        return digest(namespace or cache.namespace, kind, parts())
+        return digest(cache.namespace if namespace is None else namespace, kind, parts())
     except Uncacheable as reason:
         cache.bypass(reason.reason)
         return None

@@ -85,9 +85,11 @@ class _On:
     ) -> None:
         otel_context.detach(self._token)
         if isinstance(error, Exception):
-            self._span.record_exception(error)
-            self._span.set_status(trace.StatusCode.ERROR, type(error).__name__)
-            self._span.set_attribute("error.type", type(error).__name__)
+            # Messages and stack traces may hold what was asked and found: the type says enough.
+            name = type(error).__qualname__
+            self._span.add_event("exception", {"exception.type": name})
+            self._span.set_status(trace.StatusCode.ERROR, name)
+            self._span.set_attribute("error.type", name)
         self._span.end()
 
 

@@ -1,7 +1,18 @@
 """Vector collections: SQLite truth, a slab of raw vectors, compressed codes derived from them."""
 
 from ragaccel.vectors.collection import VectorCollection, find_open
-from ragaccel.vectors.filters import And, DocumentId, Documents, Field, Filter, Ids, Not, Or
+from ragaccel.vectors.filters import (
+    And,
+    DocumentId,
+    Documents,
+    Field,
+    Filter,
+    Ids,
+    Not,
+    Or,
+    PayloadHead,
+)
+from ragaccel.vectors.handle import CollectionHandle
 from ragaccel.vectors.records import Changes, CollectionStats, Hit, Record
 from ragaccel.vectors.spec import CompressionSpec
 from ragaccel.vectors.watch import SearchTrace, watch
@@ -9,6 +20,7 @@ from ragaccel.vectors.watch import SearchTrace, watch
 __all__ = [
     "And",
     "Changes",
+    "CollectionHandle",
     "CollectionStats",
     "CompressionSpec",
     "DocumentId",
@@ -19,6 +31,7 @@ __all__ = [
     "Ids",
     "Not",
     "Or",
+    "PayloadHead",
     "Record",
     "SearchTrace",
     "VectorCollection",

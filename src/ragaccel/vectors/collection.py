@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 _DATABASE: Final = "collection.sqlite"
 
-_open_collections: weakref.WeakValueDictionary[str, VectorCollection] = (
-    weakref.WeakValueDictionary()
-)
+_open_collections: weakref.WeakSet[VectorCollection] = weakref.WeakSet()
 
 
 def find_open(collection: str) -> VectorCollection | None:
-    """Return the collection with an id of its own that this process has open, or None."""
-    found = _open_collections.get(collection)
-    return None if found is None or found.closed else found
+    """Return a collection that this process has open by its own id, or None."""
+    for one in list(_open_collections):
+        if one.id == collection and not one.closed:
+            return one
+    return None
 
 
 class VectorCollection:
@@ -74,7 +74,7 @@ class VectorCollection:
         self._store, self._writer = store, lock
         self._lock = ReadWriteLock()
         self._closed = False
-        _open_collections[self.id] = self
+        _open_collections.add(self)
 
     @classmethod
     def open(
@@ -327,15 +327,28 @@ class VectorCollection:
     def __len__(self) -> int:
         return self.count()
 
-    def changes_since(self, seq: int, limit: int = 1000) -> Changes | None:
+    def changes_since(
+        self, seq: int, *, mark: int | None = None, limit: int = 1000
+    ) -> Changes | None:
         """Return what happened after a position of the change log.
 
+        Args:
+            seq: The position.
+            mark: Its mark, to be sure that it is this log's; see `SearchTrace`.
+            limit: The most changes to return.
+
         Returns:
-            The changes, or None if there were more than `limit`.
+            The changes; None if there were more, or if the log never had that position.
         """
         self._follow()
         with self._lock.read():
-            return self._readable().changes_since(seq, limit)
+            store = self._readable()
+            if mark is None:
+                with store.db.read() as db:
+                    mark = database.mark_of(db, seq)
+            if mark is None:
+                return None
+            return store.changes_since(database.Position(seq, mark), limit)
 
     def measure_recall(self, queries: int | ArrayLike = 200, k: int = 10) -> float:
         """Return the measured recall@k of a search against an exact search of the same rows.
@@ -367,7 +380,7 @@ class VectorCollection:
                 bytes_on_disk=sum(file.stat().st_size for file in files),
                 compression=spec.CompressionSpec("float32") if index is None else index.spec,
                 recall=1.0 if index is None else index.estimated_recall,
-                seq=store.seq,
+                seq=store.position.seq,
             )
 
     @property
@@ -379,7 +392,13 @@ class VectorCollection:
     def seq(self) -> int:
         """Position of the change log; it grows with every change."""
         self._follow()
-        return self._store.seq
+        return self._store.position.seq
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Position of the change log and its mark; see `SearchTrace`."""
+        self._follow()
+        return self._store.position
 
     @property
     def closed(self) -> bool:
@@ -391,6 +410,12 @@ class VectorCollection:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is None:
@@ -417,8 +442,8 @@ class VectorCollection:
             return
         for query, (scores, slots) in zip(queries, found, strict=True):
             floor = scores[-1] if len(slots) == k else -np.inf
-            seq = self._store.seq
-            traces.append(SearchTrace(self.id, seq, query.copy(), floor, tuple(slots)))
+            found_at = self._store.position
+            traces.append(SearchTrace(self.id, *found_at, query.copy(), floor, tuple(slots)))
 
     def _readable(self) -> Store:
         if self._closed:

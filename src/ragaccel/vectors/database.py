@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
+import secrets
 import sqlite3
 import threading
-from typing import TYPE_CHECKING, Any, Final
+import weakref
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from ragaccel.errors import CollectionError, CorruptCollectionError
+from ragaccel.resources import Connections
 from ragaccel.vectors.records import Record, decode_metadata
 
 if TYPE_CHECKING:
@@ -35,16 +38,26 @@ CREATE TABLE doc (
 );
 CREATE INDEX doc_document ON doc (document_id);
 CREATE TABLE fresh (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-CREATE TABLE change (seq INTEGER PRIMARY KEY AUTOINCREMENT, slot INTEGER NOT NULL, live INTEGER);
+CREATE TABLE change (seq INTEGER PRIMARY KEY AUTOINCREMENT, slot INTEGER NOT NULL, live INTEGER,
+  mark INTEGER NOT NULL);
 PRAGMA user_version = {FORMAT};
 """
+
+
+class Position(NamedTuple):
+    """A place in the change log: its number, and a random mark that no other log has there."""
+
+    seq: int
+    mark: int
+
+
 _COLUMNS = "slot, id, text, metadata, document_id, payload"
 _BUSY_SECONDS = 10.0
 _MEMORY = ":memory:"
 
 
 class Database:
-    """SQLite with a connection per thread; in memory, one connection that threads take in turn.
+    """SQLite with connections that threads take in turn; in memory there is one.
 
     Args:
         file: The database file, or None for memory.
@@ -53,11 +66,13 @@ class Database:
 
     def __init__(self, file: Path | None, *, read_only: bool = False) -> None:
         self._file = file
-        self._read_only = read_only
-        self._local = threading.local()
         self._lock = threading.RLock()
-        self._open: list[sqlite3.Connection] = []
-        self._shared = self._connect() if file is None else None
+        connect = functools.partial(_connect, file, read_only=read_only)
+        self._memory = connect() if file is None else None
+        prepare = _nothing if read_only else _prepare
+        self._pool = Connections(None, connect, prepare)
+        if self._memory is not None:
+            self._closing = weakref.finalize(self, self._memory.close)
         with self.read() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > FORMAT:
@@ -68,16 +83,28 @@ class Database:
             if version == 0 and not read_only:
                 db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
 
+    @property
+    def place(self) -> str:
+        """A name of the file itself, other than any copy's; empty in memory."""
+        if self._file is None:
+            return ""
+        found = self._file.stat()
+        return f"{found.st_dev:x}.{found.st_ino:x}"
+
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """Give a connection to read with."""
-        with self._lock if self._shared is not None else contextlib.nullcontext():
-            try:
-                yield self._shared or self._own()
-            except sqlite3.OperationalError as error:
-                raise CollectionError(f"{self._file or 'the collection'}: {error}") from error
-            except sqlite3.DatabaseError as error:
-                raise CorruptCollectionError(f"{self._file} is damaged: {error}") from error
+        try:
+            if self._memory is None:
+                with self._pool.use() as db:
+                    yield db
+            else:
+                with self._lock:
+                    yield self._memory
+        except sqlite3.OperationalError as error:
+            raise CollectionError(f"{self._file or 'the collection'}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise CorruptCollectionError(f"{self._file} is damaged: {error}") from error
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -86,52 +113,55 @@ class Database:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                db.execute(
+                    "INSERT INTO meta VALUES ('revision', 1) "
+                    "ON CONFLICT (name) DO UPDATE SET value = value + 1"
+                )
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
 
     def meta(self) -> dict[str, Any]:
         """Return the collection's settings."""
         with self.read() as db:
             return dict(db.execute("SELECT name, value FROM meta"))
 
-    def version(self) -> int:
-        """Return a number that differs when another connection has written."""
+    def revision(self) -> int:
+        """Return a number that grows with every transaction of any process."""
         with self.read() as db:
-            version: int = db.execute("PRAGMA data_version").fetchone()[0]
-            return version
+            row = db.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()
+            return 0 if row is None else int(row[0])
 
     def close(self) -> None:
         """Close every connection."""
-        with self._lock:
-            for connection in self._open:
-                connection.close()
-            self._open.clear()
+        self._pool.close()
+        if self._memory is not None:
+            self._closing()
 
-    def _own(self) -> sqlite3.Connection:
-        if getattr(self._local, "pid", None) != os.getpid():
-            self._local.connection, self._local.pid = self._connect(), os.getpid()
-        connection: sqlite3.Connection = self._local.connection
-        return connection
 
-    def _connect(self) -> sqlite3.Connection:
-        mode = "ro" if self._read_only else "rwc"
-        target = _MEMORY if self._file is None else f"{self._file.absolute().as_uri()}?mode={mode}"
-        connection = sqlite3.connect(
-            target,
-            uri=True,
-            timeout=_BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        connection.create_function("unicode_lower", 1, str.lower, deterministic=True)
-        if not self._read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-        with self._lock:
-            self._open.append(connection)
-        return connection
+def _connect(file: Path | None, *, read_only: bool) -> sqlite3.Connection:
+    mode = "ro" if read_only else "rwc"
+    target = _MEMORY if file is None else f"{file.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(
+        target, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    connection.create_function("unicode_lower", 1, _lower, deterministic=True)
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _nothing(connection: sqlite3.Connection) -> None:
+    del connection
+
+
+def _lower(value: Any) -> str | None:
+    return value.lower() if isinstance(value, str) else None
 
 
 def set_meta(db: sqlite3.Connection, **values: Any) -> None:
@@ -139,10 +169,18 @@ def set_meta(db: sqlite3.Connection, **values: Any) -> None:
     db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))
 
 
-def seq(db: sqlite3.Connection) -> int:
+def position(db: sqlite3.Connection) -> Position:
     """Return the position of the change log."""
-    found: int = db.execute("SELECT coalesce(max(seq), 0) FROM change").fetchone()[0]
-    return found
+    row = db.execute("SELECT seq, mark FROM change ORDER BY seq DESC LIMIT 1").fetchone()
+    return Position(0, 0) if row is None else Position(*row)
+
+
+def mark_of(db: sqlite3.Connection, seq: int) -> int | None:
+    """Return the mark of a position of the change log; None if the log is shorter."""
+    if seq == 0:
+        return 0
+    row = db.execute("SELECT mark FROM change WHERE seq = ?", (seq,)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def live_slots(db: sqlite3.Connection) -> NDArray[np.int64]:
@@ -194,7 +232,7 @@ def insert(
         "INSERT INTO fresh VALUES (?, ?)",
         [(slot, vector.tobytes()) for slot, vector in zip(slots, vectors, strict=True)],
     )
-    db.executemany("INSERT INTO change (slot, live) VALUES (?, 1)", [(slot,) for slot in slots])
+    _append(db, slots, live=True)
 
 
 def fresh_of(db: sqlite3.Connection, slots: Iterable[int]) -> Iterator[bytes | None]:
@@ -217,7 +255,15 @@ def remove(db: sqlite3.Connection, slots: Iterable[int]) -> None:
     keys = [(slot,) for slot in slots]
     db.executemany("DELETE FROM doc WHERE slot = ?", keys)
     db.executemany("DELETE FROM fresh WHERE slot = ?", keys)
-    db.executemany("INSERT INTO change (slot, live) VALUES (?, 0)", keys)
+    _append(db, [slot for (slot,) in keys], live=False)
+
+
+def _append(db: sqlite3.Connection, slots: Sequence[int], *, live: bool) -> None:
+    mark = secrets.randbits(62)
+    db.executemany(
+        "INSERT INTO change (slot, live, mark) VALUES (?, ?, ?)",
+        [(slot, live, mark) for slot in slots],
+    )
 
 
 def records(db: sqlite3.Connection, slots: Sequence[int]) -> dict[int, Record]:

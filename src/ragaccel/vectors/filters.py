@@ -22,6 +22,7 @@ Operator = Literal[
 
 _ORDER: Final = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _NUMBERS: Final = "('integer', 'real', 'true', 'false')"
+_INT64: Final = 2**63
 Sql = tuple[str, list[Any]]
 
 
@@ -37,10 +38,24 @@ class DocumentId:
 
 
 @dataclass(frozen=True)
+class PayloadHead:
+    """Stands for a metadata key: the first line of a row's payload.
+
+    Attributes:
+        absent: What rows without a payload are compared as.
+    """
+
+    absent: str
+
+
+Key = str | DocumentId | PayloadHead
+
+
+@dataclass(frozen=True)
 class Field:
     """A test of one metadata field; `value` is a list for in, nin, any and all."""
 
-    key: str | DocumentId
+    key: Key
     operator: Operator
     value: Any = None
 
@@ -57,7 +72,8 @@ class Ids:
 
     def sql(self) -> Sql:
         """Return the condition and its parameters."""
-        return "id IN (SELECT value FROM json_each(?))", [_json(list(self.ids))]
+        listed = [_check_text(one) for one in self.ids]
+        return "id IN (SELECT value FROM json_each(?))", [_json(listed)]
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Documents:
 
     def sql(self) -> Sql:
         """Return the condition and its parameters."""
-        listed = [one for one in self.document_ids if one is not None]
+        listed = [_check_text(one) for one in self.document_ids if one is not None]
         sql = "document_id IN (SELECT value FROM json_each(?))"
         if len(listed) < len(self.document_ids):
             sql = f"(document_id IS NULL OR {sql})"
@@ -113,31 +129,47 @@ Filter = Field | Ids | Documents | And | Or | Not
 
 
 def _join(parts: tuple[Filter, ...], word: str, empty: str) -> Sql:
+    """Join conditions as a balanced tree: SQLite bounds the depth of an expression."""
     if not parts:
         return empty, []
-    compiled = [part.sql() for part in parts]
-    sql = word.join(f"coalesce({sql}, 0)" for sql, _ in compiled)
-    return f"({sql})", [parameter for _, parameters in compiled for parameter in parameters]
+    if len(parts) == 1:
+        sql, parameters = parts[0].sql()
+        return f"coalesce({sql}, 0)", parameters
+    middle = len(parts) // 2
+    left, first = _join(parts[:middle], word, empty)
+    right, second = _join(parts[middle:], word, empty)
+    return f"({left}{word}{right})", first + second
 
 
-def _reference(key: str | DocumentId) -> tuple[str, str, str]:
+def _reference(key: Key) -> tuple[str, str, str]:
     """Return SQL for a field's value and its JSON type, and the one parameter both take.
 
     A JSON path can name any key that needs no escaping inside JSON; `json_each` names the rest.
     """
     if isinstance(key, DocumentId):
         return "coalesce(document_id, ?)", "iif(? IS NULL, 'null', 'text')", key.absent
+    if isinstance(key, PayloadHead):
+        head = "CAST(substr(payload, 1, instr(payload, x'0A') - 1) AS TEXT)"
+        return f"coalesce({head}, ?)", "iif(? IS NULL, 'null', 'text')", key.absent
+    if not isinstance(key, str):
+        raise FilterError(f"a filter names a field by a string, got {key!r}.")
+    _check_text(key)
     if key and not any(char < " " or char in '"\\' for char in key):
         return "json_extract(metadata, ?)", "json_type(metadata, ?)", f'$."{key}"'
     rest = "FROM json_each(metadata) WHERE key = ?)"
     return f"(SELECT value {rest}", f"(SELECT type {rest}", key
 
 
-def _types_of(value: Any, operator: str) -> str:
+def _operand(value: Any, operator: str) -> tuple[str, Any]:
+    """Return the JSON types that a scalar is compared with, and the SQL parameter."""
     if isinstance(value, str):
-        return "('text')"
-    if isinstance(value, (bool, int, float)):
-        return _NUMBERS
+        return "('text')", _check_text(value)
+    if isinstance(value, bool):
+        return _NUMBERS, value
+    if isinstance(value, int):
+        return _NUMBERS, value if -_INT64 <= value < _INT64 else _float(value)
+    if isinstance(value, float) and value == value:  # noqa: PLR0124 - NaN is unequal to itself
+        return _NUMBERS, value
     raise FilterError(
         f"the filter operator {operator!r} needs a string or a number, got {value!r}."
     )
@@ -147,9 +179,23 @@ def _compare(field: Field) -> Sql:
     value, type_, key = _reference(field.key)
     sign = _ORDER.get(field.operator, "=")
     if isinstance(field.value, (list, tuple)) and sign == "=":
-        return f"({type_} = 'array' AND {value} = json(?))", [key, key, _json(field.value)]
-    types = _types_of(field.value, field.operator)
-    return f"({type_} IN {types} AND {value} {sign} ?)", [key, key, field.value]
+        return _equal_lists(value, type_, key, field)
+    types, operand = _operand(field.value, field.operator)
+    return f"({type_} IN {types} AND {value} {sign} ?)", [key, key, operand]
+
+
+def _equal_lists(value: str, type_: str, key: str, field: Field) -> Sql:
+    unequal = (
+        f"SELECT 1 FROM json_each({value}) AS item JOIN json_each(?) AS wanted "
+        "ON item.key = wanted.key WHERE item.value IS NOT wanted.value "
+        "OR (item.type = 'text') != (wanted.type = 'text')"
+    )
+    sql = (
+        f"CASE {type_} WHEN 'array' THEN json_array_length({value}) = ? "
+        f"AND NOT EXISTS ({unequal}) ELSE 0 END"
+    )
+    wanted = _wanted(field)
+    return sql, [key, key, len(field.value), key, wanted]
 
 
 def _not_equal(field: Field) -> Sql:
@@ -159,9 +205,9 @@ def _not_equal(field: Field) -> Sql:
 
 def _one_of(field: Field) -> Sql:
     value, type_, key = _reference(field.key)
-    listed = _json(_listed(field))
     among = f"{value} IN (SELECT value FROM json_each(?))"
-    return f"({type_} NOT IN ('array', 'object', 'null') AND {among})", [key, key, listed]
+    sql = f"({type_} NOT IN ('array', 'object', 'null') AND {among})"
+    return sql, [key, key, _wanted(field)]
 
 
 def _none_of(field: Field) -> Sql:
@@ -170,36 +216,37 @@ def _none_of(field: Field) -> Sql:
 
 
 def _contains(field: Field) -> Sql:
-    return _holds(field.key, field.value, field.operator)
-
-
-def _holds(key: str | DocumentId, item: Any, operator: str) -> Sql:
     """Test for an element of a list, a key of a dict or a part of a text."""
-    value, type_, name = _reference(key)
-    types = _types_of(item, operator)
-    sql = (
-        f"CASE {type_} WHEN 'array' THEN EXISTS (SELECT 1 FROM json_each({value}) AS item "
-        f"WHERE item.type IN {types} AND item.value = ?)"
-    )
-    parameters = [name, name, item]
-    if isinstance(item, str):
-        sql += (
-            f" WHEN 'text' THEN instr({value}, ?) > 0"
-            f" WHEN 'object' THEN EXISTS (SELECT 1 FROM json_each({value}) AS item "
-            "WHERE item.key = ?)"
-        )
-        parameters += [name, item, name, item]
-    return f"{sql} ELSE 0 END", parameters
+    _operand(field.value, field.operator)
+    return _any(Field(field.key, field.operator, [field.value]))
 
 
 def _any(field: Field) -> Sql:
-    return Or(tuple(Field(field.key, "contains", item) for item in _listed(field))).sql()
+    sql, parameters = _held(field)
+    return f"EXISTS (SELECT 1 FROM json_each(?) AS wanted WHERE {sql})", parameters
 
 
 def _all(field: Field) -> Sql:
-    present = Not(Field(field.key, "is_missing"))
-    parts = tuple(Field(field.key, "contains", item) for item in _listed(field))
-    return And((present, *parts)).sql()
+    sql, parameters = _held(field)
+    _, type_, key = _reference(field.key)
+    missing = f"NOT EXISTS (SELECT 1 FROM json_each(?) AS wanted WHERE NOT coalesce({sql}, 0))"
+    present = f"coalesce({type_}, 'null') NOT IN ('null', 'integer', 'real', 'true', 'false')"
+    return f"({present} AND {missing})", [key, *parameters]
+
+
+def _held(field: Field) -> Sql:
+    """Return SQL that tells whether the field holds `wanted.value`; the first parameter is JSON."""
+    value, type_, key = _reference(field.key)
+    scalar = "item.type NOT IN ('array', 'object', 'null')"
+    alike = "(item.type = 'text') = (wanted.type = 'text')"
+    sql = (
+        f"CASE {type_} WHEN 'array' THEN EXISTS (SELECT 1 FROM json_each({value}) AS item "
+        f"WHERE {scalar} AND {alike} AND item.value = wanted.value) "
+        f"WHEN 'text' THEN wanted.type = 'text' AND instr({value}, wanted.value) > 0 "
+        f"WHEN 'object' THEN wanted.type = 'text' AND EXISTS (SELECT 1 FROM json_each({value}) "
+        "AS item WHERE item.key = wanted.value) ELSE 0 END"
+    )
+    return sql, [_wanted(field), key, key, key, key]
 
 
 def _text_match(field: Field) -> Sql:
@@ -217,7 +264,10 @@ def _text_match_insensitive(field: Field) -> Sql:
 
 def _is_empty(field: Field) -> Sql:
     value, type_, key = _reference(field.key)
-    sql = f"(coalesce({type_}, 'null') = 'null' OR {value} IN ('', '[]') AND {type_} != 'object')"
+    sql = (
+        f"CASE coalesce({type_}, 'null') WHEN 'null' THEN 1 WHEN 'text' THEN {value} = '' "
+        f"WHEN 'array' THEN json_array_length({value}) = 0 ELSE 0 END"
+    )
     return sql, [key, key, key]
 
 
@@ -226,13 +276,14 @@ def _is_missing(field: Field) -> Sql:
     return f"coalesce({type_}, 'null') = 'null'", [key]
 
 
-def _listed(field: Field) -> list[Any]:
+def _wanted(field: Field) -> str:
+    """Return a list of scalars as JSON."""
     if not isinstance(field.value, (list, tuple)):
         raise FilterError(
             f"the filter operator {field.operator!r} needs a list of values, got {field.value!r}; "
             "write [value]."
         )
-    return list(field.value)
+    return _json([_operand(item, field.operator)[1] for item in field.value])
 
 
 def _text(field: Field) -> str:
@@ -240,7 +291,24 @@ def _text(field: Field) -> str:
         raise FilterError(
             f"the filter operator {field.operator!r} needs a string, got {field.value!r}."
         )
-    return field.value
+    return _check_text(field.value)
+
+
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FilterError(f"a filter's text is not valid Unicode: {error.reason}.") from error
+    if "\0" in text:
+        raise FilterError("a filter's text holds a null character, which no metadata can.")
+    return text
+
+
+def _float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise FilterError("a filter's number is too large to compare with.") from error
 
 
 def _json(value: Any) -> str:

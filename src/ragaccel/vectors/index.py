@@ -243,46 +243,50 @@ class Index:
             mask = self._live[: self._segment.end]
         count = k * self._segment.oversample
         found = self._segment.candidates(queries, count, mask)
-        recent_slots, recent_scores = self._recent(queries, allowed)
-        results = []
+        best = self._recent(queries, k, allowed)
         for at, query in enumerate(queries):
             slots = np.sort(found[at][found[at] >= 0])
-            exact = metrics.scores(query[None, :], self._prepared(slots), self._metric)[0]
-            results.append(
-                _best(
-                    np.concatenate((exact, recent_scores[at])),
-                    np.concatenate((slots, recent_slots)),
-                    k,
-                )
-            )
-        return results
+            scores = metrics.scores(query[None, :], self._prepared(slots), self._metric)[0]
+            best[at] = _merge(best[at], scores, slots, k)
+        return best
 
     def _exact(
         self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
     ) -> list[Found]:
-        recent_slots, recent_scores = self._recent(queries, allowed)
-        best = [_best(scores, recent_slots, k) for scores in recent_scores]
+        best = self._recent(queries, k, allowed)
         end = 0 if self._segment is None else self._segment.end
         slots = np.flatnonzero(self._live[:end]) if allowed is None else allowed[allowed < end]
         for start in range(0, len(slots), _BLOCK_ROWS):
             part = slots[start : start + _BLOCK_ROWS]
-            scores = metrics.scores(queries, self._prepared(part), self._metric)
-            for at, (top_scores, top_slots) in enumerate(best):
-                best[at] = _best(
-                    np.concatenate((np.array(top_scores, np.float32), scores[at])),
-                    np.concatenate((np.array(top_slots, np.int64), part)),
-                    k,
-                )
+            self._scan(queries, part, self._prepared(part), k, best)
         return best
 
     def _recent(
-        self, queries: NDArray[np.float32], allowed: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
+    ) -> list[Found]:
         slots, rows = self._buffer.slots, self._buffer.rows
         if allowed is not None:
             keep = np.isin(slots, allowed, assume_unique=True)
             slots, rows = slots[keep], rows[keep]
-        return slots, metrics.scores(queries, rows, self._metric)
+        best: list[Found] = [([], []) for _ in queries]
+        self._scan(queries, slots, rows, k, best)
+        return best
+
+    def _scan(
+        self,
+        queries: NDArray[np.float32],
+        slots: NDArray[np.int64],
+        rows: NDArray[np.float32],
+        k: int,
+        best: list[Found],
+    ) -> None:
+        """Compare queries with rows and keep the best so far."""
+        if not len(slots):
+            return
+        rough = metrics.rough_scores(queries, rows, self._metric)
+        for at, query in enumerate(queries):
+            scores, kept = metrics.nearest(query, rows, rough[at], k, self._metric)
+            best[at] = _merge(best[at], scores, slots[kept], k)
 
     def _prepared(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         return metrics.prepare(self.slab.read(slots), self._metric)
@@ -315,12 +319,10 @@ class Index:
         self.live_count += len(slots)
 
 
-def _best(scores: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> Found:
+def _merge(found: Found, scores: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> Found:
     """Return the k highest scores with their slots; of equal scores the lower slot first."""
-    if len(scores) > 4 * k:
-        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-        keep = scores >= threshold
-        scores, slots = scores[keep], slots[keep]
+    scores = np.concatenate((np.array(found[0], np.float32), scores))
+    slots = np.concatenate((np.array(found[1], np.int64), slots))
     order = np.lexsort((slots, -scores))[:k]
     return scores[order].tolist(), slots[order].tolist()
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 from ragaccel.errors import CollectionLockedError
@@ -70,7 +71,8 @@ class WriterLock:
             raise CollectionLockedError(
                 f"another writer has {file.parent} open; close it, or open with read_only=True."
             ) from error
+        self._close = weakref.finalize(self, os.close, self._descriptor)
 
     def release(self) -> None:
-        """Let the next writer in."""
-        os.close(self._descriptor)
+        """Let the next writer in; so does dropping the last reference."""
+        self._close()

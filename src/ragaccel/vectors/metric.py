@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ragaccel.vectors.spec import Metric
 
 _MATRIX = 2
+_ROUNDING = 1e-4
 
 
 def check_vectors(vectors: ArrayLike, dim: int | None) -> NDArray[np.float32]:
@@ -24,7 +25,8 @@ def check_vectors(vectors: ArrayLike, dim: int | None) -> NDArray[np.float32]:
         DimensionMismatchError: `dim` is given and the vectors have another one.
     """
     try:
-        array = np.ascontiguousarray(vectors, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+            array = np.ascontiguousarray(vectors, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InvalidVectorError(
             f"vectors must be numbers in rows of equal length: {error}"
@@ -57,7 +59,7 @@ def prepare(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]
 def scores(
     queries: NDArray[np.float32], rows: NDArray[np.float32], metric: Metric
 ) -> NDArray[np.float32]:
-    """Return exact scores of prepared rows for prepared queries.
+    """Return scores of prepared rows for prepared queries, the same for equal rows to the last bit.
 
     Args:
         queries: Shape (m, dim).
@@ -67,7 +69,46 @@ def scores(
     Returns:
         Shape (m, n); higher is nearer.
     """
-    products: NDArray[np.float32] = queries @ rows.T
+    return _scores(queries, rows, np.einsum("md,nd->mn", queries, rows), metric)
+
+
+def rough_scores(
+    queries: NDArray[np.float32], rows: NDArray[np.float32], metric: Metric
+) -> NDArray[np.float32]:
+    """Return what `scores` does, faster and right but for the last bits."""
+    return _scores(queries, rows, queries @ rows.T, metric)
+
+
+def nearest(
+    query: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    rough: NDArray[np.float32],
+    k: int,
+    metric: Metric,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the scores and positions of at least the k nearest rows, in any order.
+
+    Args:
+        query: Prepared, shape (dim,).
+        rows: Prepared, shape (n, dim).
+        rough: Rough scores of the rows, shape (n,).
+        k: How many rows are wanted.
+        metric: See `scores`.
+    """
+    if len(rough) > k:
+        least = np.partition(rough, len(rough) - k)[len(rough) - k]
+        kept = np.flatnonzero(rough >= least - _ROUNDING * (1 + abs(least)))
+    else:
+        kept = np.arange(len(rough))
+    return scores(query[None, :], rows[kept], metric)[0], kept
+
+
+def _scores(
+    queries: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    products: NDArray[np.float32],
+    metric: Metric,
+) -> NDArray[np.float32]:
     if metric == "l2":
         lengths = np.einsum("ij,ij->i", rows, rows)
         own = np.einsum("ij,ij->i", queries, queries)

@@ -55,12 +55,14 @@ class Changes:
 
     Attributes:
         seq: The position reached.
+        mark: The mark of that position; see `SearchTrace`.
         upserted: Slots that were written and still exist, int64 of shape (n,).
         vectors: Their raw vectors, float32 of shape (n, dim).
         deleted: Slots that are gone, int64 of shape (m,).
     """
 
     seq: int
+    mark: int
     upserted: NDArray[np.int64]
     vectors: NDArray[np.float32]
     deleted: NDArray[np.int64]
@@ -124,7 +126,13 @@ def check_rows(
     payload = _column("payloads", payloads, len(keys))
     last = sorted({key: position for position, key in enumerate(keys)}.values())
     return {
-        at: Row(keys[at], _text(text[at]), _encode_metadata(meta[at]), document[at], payload[at])
+        at: Row(
+            keys[at],
+            _text(text[at]),
+            _encode_metadata(meta[at]),
+            _document_id(document[at]),
+            payload[at],
+        )
         for at in last
     }
 
@@ -143,6 +151,7 @@ def check_ids(ids: Sequence[str]) -> list[str]:
             raise InvalidRecordError(
                 f"ids must be non-empty strings, got {one!r} at position {position}."
             )
+        _check_unicode(one, "an id", null=False)
     return found
 
 
@@ -173,14 +182,28 @@ def _text(text: Any) -> str | None:
         raise InvalidRecordError(
             "a text is empty; leave the row out, or pass None for a row without a text."
         )
+    return _check_unicode(str(text), "a text", null=True)
+
+
+def _document_id(document_id: Any) -> str | None:
+    if document_id is None:
+        return None
+    if not isinstance(document_id, str):
+        raise InvalidRecordError(f"document_ids must be strings or None, got {document_id!r}.")
+    return _check_unicode(document_id, "a document id", null=False)
+
+
+def _check_unicode(text: str, what: str, *, null: bool) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRecordError(
-            f"a text is not valid Unicode ({error.reason} at {error.start}); "
+            f"{what} is not valid Unicode ({error.reason} at {error.start}); "
             "clean it with text.encode(errors='replace').decode()."
         ) from error
-    return str(text)
+    if not null and "\0" in text:
+        raise InvalidRecordError(f"{what} holds a null character; remove it.")
+    return text
 
 
 def _encode_metadata(metadata: Mapping[str, Any] | None) -> str:
@@ -208,7 +231,10 @@ _metadata_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def _check_json(value: Any, where: str) -> None:
-    if value is None or isinstance(value, (str, bool, int)):
+    if value is None or isinstance(value, (bool, int)):
+        return
+    if isinstance(value, str):
+        _check_unicode(value, where, null=False)
         return
     if isinstance(value, float):
         if math.isfinite(value):
@@ -219,6 +245,7 @@ def _check_json(value: Any, where: str) -> None:
         return
     elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
         for key, item in value.items():
+            _check_unicode(key, f"a key of {where}", null=False)
             _check_json(item, f"{where}[{key!r}]")
         return
     raise InvalidRecordError(

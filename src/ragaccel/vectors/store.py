@@ -41,7 +41,7 @@ class Settings:
     """What a collection was made with, and what it was opened with.
 
     Attributes:
-        id: The collection's own id, made once.
+        id: The collection's own id, made once; a copy of its folder has another.
         metric: How vectors are scored.
         compression: The asked codec; None lets the collection choose.
         recall: The recall@10 that rescoring keeps.
@@ -79,7 +79,8 @@ def settings(
         raise DimensionMismatchError(
             f"the collection holds vectors of {meta['dim']} dimensions, got dim={dim}."
         )
-    return Settings(meta["id"], metric, compression, recall)
+    own = f"{meta['id']}.{db.place}" if db.place else meta["id"]
+    return Settings(own, metric, compression, recall)
 
 
 class Store:
@@ -92,10 +93,10 @@ class Store:
         self.db = db
         self.settings = settings
         self.index: Index | None = None
-        self.seq = 0
+        self.position = database.Position(0, 0)
         self._folder, self._writable = folder, writable
         self._next_slot = 0
-        self._version = db.version()
+        self._revision = db.revision()
         self._load()
 
     # -- writing -----------------------------------------------------------------------------------
@@ -109,9 +110,9 @@ class Store:
             database.remove(db, replaced)
             database.insert(db, slots.tolist(), rows, vectors)
             database.set_meta(db, dim=dim, next_slot=first + len(rows))
-            seq = database.seq(db)
+            position = database.position(db)
         index = self.index or self._begin(dim, 0)
-        self._next_slot, self.seq = first + len(rows), seq
+        self._next_slot, self.position = first + len(rows), position
         index.forget(np.array(replaced, dtype=np.int64))
         index.add(slots, vectors)
         if self._next_slot - index.slab.end >= _CHECKPOINT_ROWS:
@@ -123,8 +124,8 @@ class Store:
         with self.db.write() as db:
             slots = np.fromiter(find(db), dtype=np.int64)
             database.remove(db, slots.tolist())
-            seq = database.seq(db)
-        self.seq = seq
+            position = database.position(db)
+        self.position = position
         if self.index is not None:
             self.index.forget(slots)
         return len(slots)
@@ -164,32 +165,41 @@ class Store:
         with self.db.read() as db:
             return database.slots_where(db, where)
 
-    def changes_since(self, seq: int, limit: int) -> Changes | None:
-        """Return what happened after a position; None if it is more than `limit`."""
+    def changes_since(self, after: database.Position, limit: int) -> Changes | None:
+        """Return what happened after a position.
+
+        Returns:
+            None if it is more than `limit`, or if this log never went through the position.
+        """
         dim = 0 if self.index is None else self.index.dim
-        if seq == self.seq:
-            return Changes(seq, _NO_SLOTS, np.zeros((0, dim), np.float32), _NO_SLOTS)
+        if after == self.position:
+            none = np.zeros((0, dim), np.float32)
+            return Changes(after.seq, after.mark, _NO_SLOTS, none, _NO_SLOTS)
         with self.db.read() as db:
-            rows = database.log(db, seq, self.seq, limit + 1)
+            if after.seq > self.position.seq or database.mark_of(db, after.seq) != after.mark:
+                return None
+            rows = database.log(db, after.seq, self.position.seq, limit + 1)
         if len(rows) > limit or self.index is None:
             return None
         added, gone = _net(rows)
-        return Changes(self.seq, added, self.index.raw(added, self._fresh), gone)
+        return Changes(*self.position, added, self.index.raw(added, self._fresh), gone)
 
     # -- following another writer ------------------------------------------------------------------
 
     def is_behind(self) -> bool:
         """Tell whether another process has written since the last look."""
-        return self.db.version() != self._version
+        return self.db.revision() != self._revision
 
     def follow(self) -> None:
         """Take in what another process has written."""
-        self._version, meta = self.db.version(), self.db.meta()
+        meta = self.db.meta()
+        self._revision = meta.get("revision", 0)
         if self.index is None:
             self._load()
             return
         with self.db.read() as db:
-            rows = database.log(db, self.seq, database.seq(db), -1)
+            position = database.position(db)
+            rows = database.log(db, self.position.seq, position.seq, -1)
             late_slots, late_vectors = database.fresh(db, self.index.dim)
         if isinstance(self.index.slab, FileSlab):
             self.index.slab.extend(meta.get("slab_end", 0))
@@ -200,7 +210,7 @@ class Store:
         new = np.isin(late_slots, added) & (late_slots >= self.index.slab.end)
         self.index.add(late_slots[new], late_vectors[new])
         self.index.seal()
-        self.seq = rows[-1][0] if rows else self.seq
+        self.position = position
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -208,7 +218,7 @@ class Store:
         meta = self.db.meta()
         self._next_slot = meta.get("next_slot", 0)
         with self.db.read() as db:
-            self.seq = database.seq(db)
+            self.position = database.position(db)
             if meta.get("dim") is None:
                 return
             index = self._begin(meta["dim"], meta.get("slab_end", 0))
@@ -231,7 +241,17 @@ class Store:
             for at, vector in enumerate(database.fresh_of(db, slots.tolist())):
                 if vector is not None:
                     found[at] = np.frombuffer(vector, dtype=np.float32)
+                elif isinstance(self.index and self.index.slab, FileSlab):
+                    found[at] = self._checkpointed(slots[at])
         return found
+
+    def _checkpointed(self, slot: np.int64) -> NDArray[np.float32]:
+        """Return a vector that the writing process has moved to the slab a moment ago."""
+        assert self.index is not None  # noqa: S101 - callers have one
+        assert isinstance(self.index.slab, FileSlab)  # noqa: S101
+        self.index.slab.extend(self.db.meta().get("slab_end", 0))
+        row: NDArray[np.float32] = self.index.slab.read(np.array([slot]))[0]
+        return row
 
 
 def _net(rows: Sequence[tuple[int, int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -21,6 +21,8 @@ class SearchTrace:
     Attributes:
         collection: The collection's own id.
         seq: Position of its change log when the search ran.
+        mark: A random number that this log alone has at that position: a restored backup that was
+            written to since has another.
         query: The raw query vector, float32 of shape (dim,).
         floor: Score that a new row must reach to enter the answer; minus infinity where the answer
             held fewer rows than were asked for.
@@ -29,6 +31,7 @@ class SearchTrace:
 
     collection: str
     seq: int
+    mark: int
     query: NDArray[np.float32]
     floor: float
     slots: tuple[int, ...]

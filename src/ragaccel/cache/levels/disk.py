@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sqlite3
 import threading
 import time
@@ -63,7 +64,7 @@ class DiskLevel:
         self.path = Path(path)
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._connections = Connections(self.path, self._connect, _prepare)
+        self._connections = Connections(self.path, functools.partial(_connect, self.path), _prepare)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the blobs of those keys that are here and have not expired."""
@@ -125,12 +126,6 @@ class DiskLevel:
         with self._connections.use() as db:
             return work(db)
 
-    def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return sqlite3.connect(
-            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-
     def _write(self, db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
         def work() -> None:
             db.executemany("DELETE FROM entry WHERE hash = ?", [row[:1] for row in rows])
@@ -167,6 +162,13 @@ class DiskLevel:
 
     def __reduce__(self) -> tuple[type[DiskLevel], tuple[Path, int]]:
         return DiskLevel, (self.path, self.max_bytes)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return sqlite3.connect(
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
