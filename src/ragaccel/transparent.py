@@ -41,6 +41,9 @@ class Options:
     ttl: Seconds | None = None
     identity: str | None = None
 
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
 
 class State:
     """The one thing that a transparent object carries besides its original's attributes."""

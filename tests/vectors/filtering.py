@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 
-from ragaccel.vectors import And, DocumentId, Documents, Field, Ids, Not, Or
+from ragaccel.vectors import And, DocumentId, Field, Ids, Not, Or
 
 _ORDER = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}
 
@@ -22,15 +22,15 @@ def passes(row, where):
             return any(passes(row, part) for part in parts)
         case Not(part):
             return not passes(row, part)
-        case Ids(ids):
-            return row.id in ids
-        case Documents(document_ids):
-            return row.document_id in document_ids
-        case Field(DocumentId(absent), name, wanted):
-            value = absent if row.document_id is None else row.document_id
-            return _tests(value, name, wanted)
-        case Field(key, name, wanted):
-            return _tests(row.metadata.get(key), name, wanted)
+        case Field():
+            return _tests(_value(row, where.key), where.operator, where.value)
+    return row.id in where.ids if isinstance(where, Ids) else row.document_id in where.document_ids
+
+
+def _value(row, key):
+    if isinstance(key, DocumentId):
+        return key.absent if row.document_id is None else row.document_id
+    return row.metadata.get(key)
 
 
 def _tests(value, name, wanted):

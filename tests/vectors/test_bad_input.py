@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import pickle
 
 import numpy as np
@@ -191,10 +191,10 @@ def test_unfit_records(stored, call, words):
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        case("date", {"at": datetime.date(2026, 1, 2)}, "'at'", "date"),
+        case("date", {"at": dt.date(2026, 1, 2)}, "'at'", "date"),
         case(
             "time",
-            {"at": datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)},
+            {"at": dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc)},
             "'at'",
             "2026",
         ),

@@ -68,7 +68,11 @@ def _group(filters: MetadataFilters) -> Filter:
     condition = filters.condition or FilterCondition.AND
     if condition == FilterCondition.AND:
         return And(parts)
-    return Or(parts) if condition == FilterCondition.OR else Not(Or(parts))
+    if condition == FilterCondition.OR:
+        return Or(parts)
+    if condition == FilterCondition.NOT:
+        return Not(Or(parts))
+    raise FilterError(f"the filter condition {condition!r} is unknown; use and, or, not.")
 
 
 def _field(filter_: MetadataFilter) -> Filter:

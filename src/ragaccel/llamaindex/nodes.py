@@ -26,6 +26,9 @@ _CLASSES: Final = {
 }
 
 
+_RESOURCES: Final = ("text_resource", "image_resource", "audio_resource", "video_resource")
+
+
 class PackedNode(msgspec.Struct, array_like=True, frozen=True):
     """A node's class name and its fields."""
 
@@ -44,7 +47,7 @@ def pack_node(node: BaseNode) -> PackedNode:
     if type(node) is not _CLASSES.get(name):
         raise Uncacheable("value")
     check_plain(node.metadata)
-    packed = PackedNode(name, node.to_dict())
+    packed = PackedNode(name, _fields(node))
     try:
         back = unpack_node(_decoder.decode(_encoder.encode(packed)))
     except (TypeError, ValueError, OverflowError) as error:
@@ -73,7 +76,7 @@ def encode_node(node: BaseNode) -> bytes | None:
     name = node.class_name()
     if name not in _CLASSES:
         return None
-    fields = node.to_dict()
+    fields = _fields(node)
     for stored_elsewhere in ("text", "metadata", "embedding"):
         fields.pop(stored_elsewhere, None)
     try:
@@ -93,6 +96,16 @@ def decode_node(
     if "text_resource" not in fields:
         fields["text"] = text or ""
     return _CLASSES[name.decode()].from_dict(fields)
+
+
+def _fields(node: BaseNode) -> dict[str, Any]:
+    """Return a node's fields, with the binary content that its own dump leaves out."""
+    fields = node.to_dict()
+    for name in _RESOURCES:
+        data = getattr(getattr(node, name, None), "data", None)
+        if data is not None:
+            fields[name]["data"] = data
+    return fields
 
 
 def _plain(value: Any) -> str:

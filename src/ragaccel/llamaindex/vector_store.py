@@ -38,8 +38,10 @@ _DEFAULT_NAMESPACE: Final = "default"
 _MMR_CANDIDATES: Final = 4
 
 
-class _Manifest(msgspec.Struct):
-    ragaccel_collection: str
+class _Manifest(msgspec.Struct, array_like=True, tag="ragaccel-collection"):
+    """Where a collection is. A list, so that LlamaIndex does not load it as an empty store."""
+
+    folder: str
     metric: str
 
 
@@ -179,6 +181,10 @@ class CompressedVectorStore(BasePydanticVectorStore):
         if query.query_embedding is None:
             raise ConfigurationError("the query has no embedding; give the index an embed_model.")
         k = query.similarity_top_k
+        if k < 0:
+            raise ConfigurationError(
+                f"similarity_top_k must be at least 1, or 0 for no nodes, got {k}."
+            )
         where = to_filter(query.filters, query.node_ids or None, query.doc_ids)
         mode = VectorStoreQueryMode(query.mode)
         if mode == VectorStoreQueryMode.DEFAULT:
@@ -254,7 +260,7 @@ class CompressedVectorStore(BasePydanticVectorStore):
             raise CollectionNotFoundError(
                 f"{persist_path} is no note of a ragaccel collection."
             ) from error
-        folder = note.parent / manifest.ragaccel_collection
+        folder = note.parent / manifest.folder
         return cls.open(folder, **{"metric": manifest.metric, **collection_options})
 
     @classmethod

@@ -22,6 +22,7 @@ Operator = Literal[
 
 _ORDER: Final = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _NUMBERS: Final = "('integer', 'real', 'true', 'false')"
+_SCALAR: Final = "NOT IN ('array', 'object', 'null')"
 _INT64: Final = 2**63
 Sql = tuple[str, list[Any]]
 
@@ -205,8 +206,8 @@ def _not_equal(field: Field) -> Sql:
 
 def _one_of(field: Field) -> Sql:
     value, type_, key = _reference(field.key)
-    among = f"{value} IN (SELECT value FROM json_each(?))"
-    sql = f"({type_} NOT IN ('array', 'object', 'null') AND {among})"
+    among = f"{value} IN (SELECT value FROM json_each(?) WHERE type {_SCALAR})"
+    sql = f"({type_} {_SCALAR} AND {among})"
     return sql, [key, key, _wanted(field)]
 
 
@@ -230,14 +231,14 @@ def _all(field: Field) -> Sql:
     sql, parameters = _held(field)
     _, type_, key = _reference(field.key)
     missing = f"NOT EXISTS (SELECT 1 FROM json_each(?) AS wanted WHERE NOT coalesce({sql}, 0))"
-    present = f"coalesce({type_}, 'null') NOT IN ('null', 'integer', 'real', 'true', 'false')"
+    present = f"coalesce({type_}, 'null') != 'null'"
     return f"({present} AND {missing})", [key, *parameters]
 
 
 def _held(field: Field) -> Sql:
     """Return SQL that tells whether the field holds `wanted.value`; the first parameter is JSON."""
     value, type_, key = _reference(field.key)
-    scalar = "item.type NOT IN ('array', 'object', 'null')"
+    scalar = f"item.type {_SCALAR} AND wanted.type {_SCALAR}"
     alike = "(item.type = 'text') = (wanted.type = 'text')"
     sql = (
         f"CASE {type_} WHEN 'array' THEN EXISTS (SELECT 1 FROM json_each({value}) AS item "
@@ -283,7 +284,14 @@ def _wanted(field: Field) -> str:
             f"the filter operator {field.operator!r} needs a list of values, got {field.value!r}; "
             "write [value]."
         )
-    return _json([_operand(item, field.operator)[1] for item in field.value])
+    return _json(
+        [
+            item
+            if item is None or isinstance(item, (list, tuple))
+            else _operand(item, field.operator)[1]
+            for item in field.value
+        ]
+    )
 
 
 def _text(field: Field) -> str:
@@ -312,7 +320,10 @@ def _float(value: int) -> float:
 
 
 def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+    try:
+        return msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FilterError(f"a filter's value cannot be written as JSON: {error}") from error
 
 
 _COMPILERS: Final = {

@@ -37,7 +37,7 @@ class CollectionHandle:
         if self._collection is None:
             with self._lock:
                 if self._closed:
-                    raise CollectionClosedError("the store is closed; make a new one.")
+                    raise CollectionClosedError("the collection is closed; open it again.")
                 if self._collection is None:
                     self._collection = VectorCollection.open(self.path, **self.options)
         return self._collection

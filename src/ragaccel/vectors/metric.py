@@ -42,7 +42,9 @@ def check_vectors(vectors: ArrayLike, dim: int | None) -> NDArray[np.float32]:
         )
     if not np.isfinite(array).all():
         row = int(np.argmin(np.isfinite(array).all(axis=1)))
-        raise InvalidVectorError(f"vector {row} has NaN or infinite components.")
+        raise InvalidVectorError(
+            f"vector {row} has NaN or infinite components; see what the embedding model was given."
+        )
     return array
 
 

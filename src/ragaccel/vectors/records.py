@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -227,10 +227,15 @@ def decode_metadata(stored: str) -> dict[str, Any]:
     return metadata
 
 
+_MAX_DEPTH: Final = 100
 _metadata_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-def _check_json(value: Any, where: str) -> None:
+def _check_json(value: Any, where: str, depth: int = 0) -> None:
+    if depth > _MAX_DEPTH:
+        raise InvalidRecordError(
+            f"{where[:80]}… is nested too deeply to be stored, or holds itself."
+        )
     if value is None or isinstance(value, (bool, int)):
         return
     if isinstance(value, str):
@@ -241,12 +246,12 @@ def _check_json(value: Any, where: str) -> None:
             return
     elif isinstance(value, (list, tuple)):
         for position, item in enumerate(value):
-            _check_json(item, f"{where}[{position}]")
+            _check_json(item, f"{where}[{position}]", depth + 1)
         return
     elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
         for key, item in value.items():
             _check_unicode(key, f"a key of {where}", null=False)
-            _check_json(item, f"{where}[{key!r}]")
+            _check_json(item, f"{where}[{key!r}]", depth + 1)
         return
     raise InvalidRecordError(
         f"{where} is {value!r} ({type(value).__name__}), which JSON cannot hold; store strings, "
