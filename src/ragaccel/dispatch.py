@@ -63,7 +63,9 @@ def accelerate(
         ttl: Seconds (or a timedelta) to serve a result for; by default the cache's own.
         identity: A name for everything that decides the answers and cannot be read off the object.
             Needed for classes that ragaccel does not know, such as a retriever of your own; change
-            it when the answers change.
+            it when the answers change. Its searches in a `CompressedVectorStore` are watched, so
+            that its entries stay right under writes, as long as it makes them in this context: not
+            in a bare thread pool of its own.
 
     Returns:
         An instance of the object's own class.

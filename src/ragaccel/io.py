@@ -35,7 +35,7 @@ def run(flow: Coroutine[Any, Any, T]) -> T:
     except RuntimeError as error:
         # A StopIteration that leaves a coroutine is turned into this one (PEP 479): undo it, and
         # the caller sees the error that was raised.
-        if isinstance(error.__cause__, StopIteration):
+        if isinstance(error.__cause__, StopIteration) and "coroutine raised" in str(error):
             raise error.__cause__ from None
         raise
     finally:

@@ -333,7 +333,7 @@ USES = {
 def test_closed_store_says_so(store, use):
     """After `close` every use is refused, and closing again is not."""
     store.close()
-    with pytest.raises(CollectionClosedError, match="closed; (open it again|make a new one)"):
+    with pytest.raises(CollectionClosedError, match=r"closed; (open it again|make a new one)"):
         use(store)
     store.close()
 
@@ -343,7 +343,7 @@ def test_store_that_was_closed_before_its_first_use_says_so(tmp_path, use):
     """Closing a store that was never used closes it, too."""
     store = CompressedVectorStore(HashEmbeddings(), path=tmp_path / "corpus")
     store.close()
-    with pytest.raises(CollectionClosedError, match="closed; (open it again|make a new one)"):
+    with pytest.raises(CollectionClosedError, match=r"closed; (open it again|make a new one)"):
         use(store)
     assert list(tmp_path.iterdir()) == []
 

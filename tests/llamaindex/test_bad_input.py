@@ -152,7 +152,7 @@ def test_a_failing_first_call_leaves_the_store_open_for_any_dimension():
         (ask(query_embedding=[]), InvalidVectorError, "dim"),
         (ask(query_embedding=[math.nan, 0.0, 0.0, 0.0]), InvalidVectorError, "NaN"),
         (ask(query_embedding=["a", "b", "c", "d"]), InvalidVectorError, "numbers"),
-        (ask(similarity_top_k=-1), ConfigurationError, "at least 1"),
+        (ask(similarity_top_k=-1), ConfigurationError, "got -1"),
     ],
     ids=["none", "dimension", "empty", "NaN", "texts", "negative k"],
 )
@@ -273,6 +273,17 @@ def test_a_closed_store_says_so(tmp_path, on_disk):
     for call in calls:
         with pytest.raises(CollectionClosedError, match="open it again"):
             call()
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_store_closed_before_its_first_use_says_so(tmp_path, on_disk):
+    """Closing is for good, also where nothing had been opened yet."""
+    store = CompressedVectorStore(tmp_path / "corpus" if on_disk else None)
+    store.close()
+    for call in (lambda: store.add([node()]), lambda: store.query(ask()), store.get_nodes):
+        with pytest.raises(CollectionClosedError):
+            call()
+    assert not (tmp_path / "corpus").exists()
 
 
 async def test_a_closed_store_says_so_async(store):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import HealthCheck
 
 METRICS = ("cosine", "ip", "l2")
+#: What Hypothesis must not mind where other jobs share the cores.
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 _CENTRES = np.random.default_rng(2026).standard_normal((100, 64))
 

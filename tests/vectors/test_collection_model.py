@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from ragaccel import CompressionSpec, VectorCollection
 from ragaccel.vectors import And, Documents, Field, Ids, Not, Or
-from tests.vectors.data import METRICS, clustered, exact_scores, names, nearest, recall
+from tests.vectors.data import METRICS, SLOW, clustered, exact_scores, names, nearest, recall
 from tests.vectors.filtering import passes
 
 IDS = names(12, "id")
@@ -332,6 +332,10 @@ class CompressedModel(RuleBasedStateMachine):
 
 
 TestCollection = CollectionModel.TestCase
-TestCollection.settings = settings(deadline=None, max_examples=60, stateful_step_count=25)
+TestCollection.settings = settings(
+    deadline=None, suppress_health_check=SLOW, max_examples=60, stateful_step_count=25
+)
 TestCompressedCollection = CompressedModel.TestCase
-TestCompressedCollection.settings = settings(deadline=None, max_examples=8, stateful_step_count=15)
+TestCompressedCollection.settings = settings(
+    deadline=None, suppress_health_check=SLOW, max_examples=8, stateful_step_count=15
+)

@@ -14,7 +14,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -29,28 +28,11 @@ from ragaccel.errors import (
     CorruptCollectionError,
 )
 from ragaccel.vectors import Field
-from tests.vectors import children
 from tests.vectors.children import DIM, ROWS, batch, put, row_vector
 from tests.vectors.data import clustered, names
+from tests.vectors.processes import child
 
 QUERY = row_vector(1, 0)
-
-
-@contextlib.contextmanager
-def child(role, folder, *arguments):
-    """Run a role of `children` in a process of its own; kill it at the end."""
-    process = subprocess.Popen(
-        [sys.executable, children.__file__, role, str(folder), *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def versions(collection):
@@ -280,7 +262,8 @@ def test_a_flipped_bit_in_a_segment(tmp_path, compressed):
     copy = shutil.copytree(folder, tmp_path / "copy")
     whole = (copy / "segment.faiss").read_bytes()
     head = whole.index(b"\n", whole.index(b"{")) + 1
-    places = [*range(head), *np.linspace(head, len(whole) - 1, 20).astype(int)]
+    digits = [place for place in range(head) if whole[place : place + 1].isdigit()]
+    places = [*digits, *range(0, head, 9), *np.linspace(head, len(whole) - 1, 9).astype(int)]
     for place in places:
         damaged = bytearray(whole)
         damaged[place] ^= 1

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ragaccel import VectorCollection
 from ragaccel.errors import FilterError
 from ragaccel.vectors import And, DocumentId, Documents, Field, Ids, Not, Or
+from tests.vectors.data import SLOW
 from tests.vectors.filtering import passes
 
 KEYS = (
@@ -67,7 +68,7 @@ def fields(draw, keys):
     )
     value = None
     if operator in LISTS:
-        value = draw(st.lists(scalars, max_size=3))
+        value = draw(st.lists(st.one_of(scalars, st.none()), max_size=3))
     elif operator in TEXTS:
         value = draw(strings)
     elif operator not in BARE:
@@ -120,7 +121,7 @@ def selected(collection, where):
 # -- what passes -----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, suppress_health_check=SLOW, max_examples=250)
 @example(([("a", {"": []}, None), ("b", {}, None)], [Not(Field("", "is_empty"))]))
 @example(([("a", {}, None)], [And((Field("k", "text_match_insensitive", "3"),))]))
 @example(([("a", {'"': 3}, None)], [Field('"', "text_match_insensitive", "3")]))
@@ -260,7 +261,6 @@ def test_filters_follow_writes():
         (Field("n", "ne", {"a": 1}), ["ne", "{'a': 1}"]),
         (Field("n", "contains"), ["contains", "None"]),
         (Field("n", "contains", ["a"]), ["contains", "['a']"]),
-        (Field("n", "any", [None]), ["any", "None"]),
         (Field("n", "like", "a%"), ["like"]),
         (Field("n", "in", [object()]), ["in", "object"]),
         (Field("n", "in", [{1}]), ["in", "{1}"]),

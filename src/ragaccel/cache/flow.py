@@ -177,7 +177,7 @@ async def find_or_compute(
             outcome = await io.wait(flight, store.flight_timeout)
             if outcome is not ABANDONED:
                 span.set({attributes.CACHE_HIT: False, attributes.CACHE_COALESCED: True})
-                return await _follow(store, outcome, kind, compute)
+                return await _follow(io, store, key, outcome, kind, compute)
         try:
             found = await find(io, store, key, kind)
         except BaseException:
@@ -195,12 +195,20 @@ ABANDONED: Final = Outcome()
 
 
 async def _follow(
-    store: Store, outcome: Outcome | None, kind: Kind[T], compute: Callable[[], Awaitable[T]]
+    io: IO,
+    store: Store,
+    key: bytes,
+    outcome: Outcome | None,
+    kind: Kind[T],
+    compute: Callable[[], Awaitable[T]],
 ) -> T:
-    """Take what the leader left, or compute where that cannot be had."""
-    if outcome is not None and outcome.error is not None:
+    """Take what the leader left; where that cannot be had, look for oneself, or compute."""
+    if outcome is None:
+        found = await find(io, store, key, kind)
+        return await compute() if found is None else found.value
+    if outcome.error is not None:
         raise outcome.error
-    if outcome is not None and outcome.body is not None:
+    if outcome.body is not None:
         try:
             value, _ = kind.open(outcome.body)
         except values.Stale:

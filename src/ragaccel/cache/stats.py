@@ -6,6 +6,8 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ragaccel.resources import Forkable
+
 
 @dataclass(frozen=True)
 class CacheStats:
@@ -42,7 +44,7 @@ class CacheStats:
         return sum(self.hits.values()) / self.lookups if self.lookups else 0.0
 
 
-class Recorder:
+class Recorder(Forkable):
     """Counters that threads share."""
 
     def __init__(self) -> None:
@@ -52,6 +54,7 @@ class Recorder:
         self._errors: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._saved = 0.0
+        self.follow_forks()
 
     def hit(self, level: str, cost: float) -> None:
         """Count a hit of a level that saved `cost` seconds."""
@@ -85,6 +88,10 @@ class Recorder:
                 saved_seconds=self._saved,
                 **self._counts,
             )
+
+    def after_fork_in_child(self) -> None:
+        """Take a lock that no thread of the parent holds."""
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Recorder], tuple[()]]:
         return Recorder, ()

@@ -59,6 +59,8 @@ def to_filter(where: Mapping[str, Any]) -> Filter:
 
 def _field(key: str, value: Any) -> list[Filter]:
     if isinstance(value, dict):
+        if not value:
+            raise FilterError(f"the filter on {key!r} names no operator; write a value or $eq.")
         return [_condition(key, operator, operand) for operator, operand in value.items()]
     if isinstance(value, (list, tuple)):
         return [Field(key, "in", list(value))]

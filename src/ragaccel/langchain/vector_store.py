@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _K: Final = 4
 _FETCH_K: Final = 20
+_MISNAMED_FILTERS: Final = frozenset(("filters", "where", "pre_filter", "metadata_filter"))
 
 
 class CompressedVectorStore(VectorStore):
@@ -196,9 +197,10 @@ class CompressedVectorStore(VectorStore):
         query: str,
         k: int = _K,
         filter: Where = None,  # noqa: A002 - LangChain's name
-        **_: Any,
+        **kwargs: Any,
     ) -> list[Document]:
         """Return the k documents nearest to a text."""
+        _refuse_misnamed_filters(kwargs)
         return [document for document, _ in self.similarity_search_with_score(query, k, filter)]
 
     async def asimilarity_search(
@@ -206,9 +208,10 @@ class CompressedVectorStore(VectorStore):
         query: str,
         k: int = _K,
         filter: Where = None,  # noqa: A002
-        **_: Any,
+        **kwargs: Any,
     ) -> list[Document]:
         """Return what `similarity_search` does, without blocking the event loop."""
+        _refuse_misnamed_filters(kwargs)
         found = await self.asimilarity_search_with_score(query, k, filter)
         return [document for document, _ in found]
 
@@ -217,9 +220,10 @@ class CompressedVectorStore(VectorStore):
         query: str,
         k: int = _K,
         filter: Where = None,  # noqa: A002
-        **_: Any,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return the k documents nearest to a text, with scores; higher is nearer."""
+        _refuse_misnamed_filters(kwargs)
         return self.similarity_search_with_score_by_vector(self._embed(query), k, filter)
 
     async def asimilarity_search_with_score(
@@ -227,9 +231,10 @@ class CompressedVectorStore(VectorStore):
         query: str,
         k: int = _K,
         filter: Where = None,  # noqa: A002
-        **_: Any,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return what `similarity_search_with_score` does, without blocking the event loop."""
+        _refuse_misnamed_filters(kwargs)
         vector = await self._aembed(query)
         return await asyncio.to_thread(
             self.similarity_search_with_score_by_vector, vector, k, filter
@@ -240,9 +245,10 @@ class CompressedVectorStore(VectorStore):
         embedding: list[float],
         k: int = _K,
         filter: Where = None,  # noqa: A002
-        **_: Any,
+        **kwargs: Any,
     ) -> list[Document]:
         """Return the k documents nearest to a vector."""
+        _refuse_misnamed_filters(kwargs)
         found = self.similarity_search_with_score_by_vector(embedding, k, filter)
         return [document for document, _ in found]
 
@@ -251,9 +257,10 @@ class CompressedVectorStore(VectorStore):
         embedding: list[float],
         k: int = _K,
         filter: Where = None,  # noqa: A002
-        **_: Any,
+        **kwargs: Any,
     ) -> list[Document]:
         """Return what `similarity_search_by_vector` does, from a worker thread."""
+        _refuse_misnamed_filters(kwargs)
         return await asyncio.to_thread(self.similarity_search_by_vector, embedding, k, filter)
 
     def similarity_search_with_score_by_vector(
@@ -261,9 +268,10 @@ class CompressedVectorStore(VectorStore):
         embedding: list[float],
         k: int = _K,
         filter: Where = None,  # noqa: A002
-        **_: Any,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return the k documents nearest to a vector, with scores; higher is nearer."""
+        _refuse_misnamed_filters(kwargs)
         hits = self.collection.search(embedding, k, where=self._where(filter))[0]
         return [(_document(hit), hit.score) for hit in hits]
 
@@ -274,9 +282,10 @@ class CompressedVectorStore(VectorStore):
         fetch_k: int = _FETCH_K,
         lambda_mult: float = 0.5,
         filter: Where = None,  # noqa: A002
-        **_: Any,
+        **kwargs: Any,
     ) -> list[Document]:
         """Return k documents near a text and unlike each other, chosen among `fetch_k`."""
+        _refuse_misnamed_filters(kwargs)
         return self.max_marginal_relevance_search_by_vector(
             self._embed(query), k, fetch_k, lambda_mult, filter
         )
@@ -288,9 +297,10 @@ class CompressedVectorStore(VectorStore):
         fetch_k: int = _FETCH_K,
         lambda_mult: float = 0.5,
         filter: Where = None,  # noqa: A002
-        **_: Any,
+        **kwargs: Any,
     ) -> list[Document]:
         """Return what `max_marginal_relevance_search` does, without blocking the event loop."""
+        _refuse_misnamed_filters(kwargs)
         vector = await self._aembed(query)
         return await self.amax_marginal_relevance_search_by_vector(
             vector, k, fetch_k, lambda_mult, filter
@@ -303,9 +313,10 @@ class CompressedVectorStore(VectorStore):
         fetch_k: int = _FETCH_K,
         lambda_mult: float = 0.5,
         filter: Where = None,  # noqa: A002
-        **_: Any,
+        **kwargs: Any,
     ) -> list[Document]:
         """Return k documents near a vector and unlike each other, chosen among `fetch_k`."""
+        _refuse_misnamed_filters(kwargs)
         hits = self.collection.search(
             embedding, max(k, fetch_k), where=self._where(filter), vectors=True
         )[0]
@@ -322,9 +333,10 @@ class CompressedVectorStore(VectorStore):
         fetch_k: int = _FETCH_K,
         lambda_mult: float = 0.5,
         filter: Where = None,  # noqa: A002
-        **_: Any,
+        **kwargs: Any,
     ) -> list[Document]:
         """Return what `max_marginal_relevance_search_by_vector` does, from a worker thread."""
+        _refuse_misnamed_filters(kwargs)
         return await asyncio.to_thread(
             self.max_marginal_relevance_search_by_vector,
             embedding,
@@ -378,6 +390,12 @@ class CompressedVectorStore(VectorStore):
         for record in self.collection.scan():
             if accepts(_document(record)):
                 yield record.id
+
+
+def _refuse_misnamed_filters(kwargs: dict[str, Any]) -> None:
+    """LangChain drops keywords that it does not know: a filter must not be lost so."""
+    for name in _MISNAMED_FILTERS.intersection(kwargs):
+        raise ConfigurationError(f"{name}= is not known here; write filter=.")
 
 
 def _document(record: Record | Hit) -> Document:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 
 
@@ -15,7 +16,8 @@ class Forkable:
 
     def follow_forks(self) -> None:
         """Be told of forks from now on."""
-        _forkable.add(self)
+        with _lock:
+            _forkable.add(self)
 
     def before_fork(self) -> None:
         """Lay down in the parent what must not cross the fork."""
@@ -27,22 +29,30 @@ class Forkable:
         """Begin anew in the child, where no other thread of the parent runs."""
 
 
+_lock = threading.RLock()
 _forkable: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_told: list[Forkable] = []
 
 
 def _before() -> None:
-    for one in list(_forkable):
+    _lock.acquire()
+    _told[:] = _forkable
+    for one in _told:
         one.before_fork()
 
 
 def _in_parent() -> None:
-    for one in list(_forkable):
+    for one in _told:
         one.after_fork_in_parent()
+    _told.clear()
+    _lock.release()
 
 
 def _in_child() -> None:
-    for one in list(_forkable):
+    for one in _told:
         one.after_fork_in_child()
+    _told.clear()
+    _lock.release()
 
 
 if hasattr(os, "register_at_fork"):

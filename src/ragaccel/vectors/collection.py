@@ -15,7 +15,9 @@ from ragaccel.errors import (
     CollectionNotFoundError,
     ConfigurationError,
     InvalidRecordError,
+    UnsupportedComponentError,
 )
+from ragaccel.resources import Forkable
 from ragaccel.telemetry import attributes
 from ragaccel.vectors import database, records, spec
 from ragaccel.vectors.database import Database
@@ -23,7 +25,7 @@ from ragaccel.vectors.filters import Ids
 from ragaccel.vectors.locks import ReadWriteLock, WriterLock
 from ragaccel.vectors.metric import check_vectors
 from ragaccel.vectors.records import Changes, CollectionStats, Hit, Record
-from ragaccel.vectors.store import Store, settings
+from ragaccel.vectors.store import SLAB, Store, settings
 from ragaccel.vectors.watch import SearchTrace, watched
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def find_open(collection: str) -> VectorCollection | None:
     return None
 
 
-class VectorCollection:
+class VectorCollection(Forkable):
     """Texts, metadata and vectors that are searched in compressed form with exact scores.
 
     On disk a collection is a folder: the truth in `collection.sqlite` and `vectors.bin`, and
@@ -75,6 +77,7 @@ class VectorCollection:
         self._lock = ReadWriteLock()
         self._closed = False
         _open_collections.add(self)
+        self.follow_forks()
 
     @classmethod
     def open(
@@ -112,12 +115,15 @@ class VectorCollection:
             if not (folder / _DATABASE).exists():
                 raise CollectionNotFoundError(f"there is no collection at {folder}.")
         elif folder is not None:
+            if folder.exists() and not folder.is_dir():
+                raise ConfigurationError(f"{folder} is a file; a collection is a folder.")
             folder.mkdir(parents=True, exist_ok=True)
             lock = WriterLock(folder / "writer.lock")
         writable = folder is None or lock is not None
         try:
-            db = Database(folder and folder / _DATABASE, read_only=not writable)
-            chosen = settings(db, dim, metric, asked, recall)
+            known = folder is not None and (folder / SLAB).exists()
+            db = Database(folder and folder / _DATABASE, read_only=not writable, known=known)
+            chosen = settings(db, dim, metric, asked, recall, writable=writable)
             return cls(folder, Store(folder, db, chosen, writable=writable), lock)
         except BaseException:
             if lock is not None:
@@ -154,13 +160,17 @@ class VectorCollection:
             CollectionClosedError: The collection is closed.
         """
         rows = records.check_rows(ids, texts, metadata, document_ids, payloads)
-        array = check_vectors(vectors, self.dim)
+        array = check_vectors(vectors, self.dim) if len(ids) else np.zeros((0, 0), np.float32)
+        if not len(ids) and not array.size:
+            return
         if len(array) != len(ids):
             raise InvalidRecordError(f"{len(ids)} ids need {len(ids)} vectors, got {len(array)}.")
         if not rows:
             return
         with telemetry.stage("ingest", {attributes.ROWS: len(rows)}), self._lock.write():
-            self._writable().write(list(rows.values()), array[list(rows)])
+            store = self._writable()
+            check_vectors(array, self.dim)  # another thread may have decided it meanwhile
+            store.write(list(rows.values()), array[list(rows)])
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete rows; unknown ids are passed over.
@@ -245,32 +255,21 @@ class VectorCollection:
             FilterError: The filter cannot be understood.
             CollectionClosedError: The collection is closed.
         """
-        if k < 1:
-            raise ConfigurationError(f"k must be at least 1, got {k}.")
+        count: Any = k
+        if not isinstance(count, (int, np.integer)) or count < 1:
+            raise ConfigurationError(f"k must be at least 1 and whole, got {k!r}.")
         asked = check_vectors(queries, self.dim)
         with telemetry.stage(
             "search", {attributes.TOP_K: k, attributes.QUERIES: len(asked)}
         ) as span:
-            self._follow()
-            with self._lock.read():
-                store = self._readable()
-                index = store.index
-                allowed = None if where is None else store.slots_where(where)
-                found: list[Found] = [([], []) for _ in asked]
-                if index is not None:
-                    found = index.search(asked, k, allowed, exact=exact)
-                wanted = sorted({slot for _, slots in found for slot in slots})
-                with store.db.read() as db:
-                    rows = database.records(db, wanted)
-                raw = store.raw(wanted) if vectors else {}
-                self._tell(asked, k, found)
+            found, rows, raw = self._find(asked, int(k), where, exact=exact, vectors=vectors)
+            index = self._store.index
             if index is not None:
                 span.set(
                     {
                         attributes.CODEC: index.spec.codec,
                         attributes.ROWS: index.live_count,
                         attributes.CANDIDATES: index.candidates(k),
-                        attributes.FILTER_ROWS: -1 if allowed is None else len(allowed),
                     }
                 )
         return [
@@ -281,6 +280,36 @@ class VectorCollection:
             ]
             for scores, slots in found
         ]
+
+    def _find(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        where: Filter | None,
+        *,
+        exact: bool,
+        vectors: bool,
+    ) -> tuple[list[Found], dict[int, Record], dict[int, NDArray[np.float32]]]:
+        """Return scores and slots per query, and the rows of all slots.
+
+        A follower searches again where the writer has deleted a found row in between.
+        """
+        while True:
+            self._follow()
+            with self._lock.read():
+                store = self._readable()
+                with store.db.snapshot() as db:
+                    allowed = None if where is None else database.slots_where(db, where)
+                    found: list[Found] = [([], []) for _ in queries]
+                    if store.index is not None:
+                        found = store.index.search(queries, k, allowed, exact=exact)
+                    wanted = sorted({slot for _, slots in found for slot in slots})
+                    rows = database.records(db, wanted)
+                    if len(rows) < len(wanted) and self.read_only:
+                        continue
+                    raw = store.raw(db, wanted) if vectors else {}
+                self._tell(queries, k, found)
+                return found, rows, raw
 
     def get(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
         """Return the rows of ids, in their order; unknown ids are left out."""
@@ -298,11 +327,11 @@ class VectorCollection:
         self._follow()
         with self._lock.read():
             store = self._readable()
-            slots = store.slots_where(where).tolist()
-            with store.db.read() as db:
+            with store.db.snapshot() as db:
+                slots = database.slots_where(db, where).tolist()
                 found = database.records(db, slots)
+                raw = store.raw(db, slots) if vectors else {}
             if vectors:
-                raw = store.raw(slots)
                 found = {slot: _with_vector(one, raw[slot]) for slot, one in found.items()}
             # Any new row might pass the filter: one more is asked for than was found.
             self._tell(np.zeros((1, self.dim or 0), np.float32), len(slots) + 1, [([], slots)])
@@ -321,7 +350,8 @@ class VectorCollection:
         with self._lock.read():
             store = self._readable()
             if where is not None:
-                return len(store.slots_where(where))
+                with store.db.read() as db:
+                    return len(database.slots_where(db, where))
             return 0 if store.index is None else store.index.live_count
 
     def __len__(self) -> int:
@@ -419,9 +449,18 @@ class VectorCollection:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is None:
-            raise TypeError("a collection in memory cannot be pickled; give it a path.")
+            raise UnsupportedComponentError(
+                "a collection in memory cannot be pickled; give it a path."
+            )
         asked = self._store.settings
         return _reopen, (self.path, asked.metric, asked.compression or "auto", asked.recall)
+
+    def after_fork_in_child(self) -> None:
+        """Leave the right to write to the parent."""
+        self._lock = ReadWriteLock()
+        if self._writer is not None:
+            self._writer.release()
+            self._writer, self.read_only = None, True
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -459,12 +498,16 @@ class VectorCollection:
 
 
 def _check_options(dim: int | None, metric: str, recall: float) -> None:
-    if not 0 < recall <= 1:
-        raise ConfigurationError(f"recall must be within (0, 1], got {recall}; write recall=0.99.")
+    given: Any = recall
+    if not isinstance(given, (int, float)) or not 0 < given <= 1:
+        raise ConfigurationError(
+            f"recall must be within (0, 1], got {recall!r}; write recall=0.99."
+        )
     if metric not in get_args(spec.Metric):
         raise ConfigurationError(f"metric must be cosine, ip or l2, got {metric!r}.")
-    if dim is not None and dim < 1:
-        raise ConfigurationError(f"dim must be at least 1, got {dim}.")
+    size: Any = dim
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ConfigurationError(f"dim must be a whole number of at least 1, got {dim!r}.")
 
 
 def _reopen(path: Path, metric: Metric, compression: Any, recall: float) -> VectorCollection:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from ragaccel.errors import CollectionError, CorruptCollectionError
-from ragaccel.resources import Connections
+from ragaccel.resources import Connections, DamagedFileError
+from ragaccel.vectors.filters import compile_filter
 from ragaccel.vectors.records import Record, decode_metadata
 
 if TYPE_CHECKING:
@@ -62,11 +63,17 @@ class Database:
     Args:
         file: The database file, or None for memory.
         read_only: Open without the right to write.
+        known: The collection is no new one: a missing or empty file is a damaged one.
     """
 
-    def __init__(self, file: Path | None, *, read_only: bool = False) -> None:
+    def __init__(self, file: Path | None, *, read_only: bool = False, known: bool = False) -> None:
         self._file = file
         self._lock = threading.RLock()
+        if known and file is not None and not (file.exists() and file.stat().st_size):
+            raise CorruptCollectionError(
+                f"{file} is missing or empty, but vectors are stored beside it; restore the folder "
+                "from a backup."
+            )
         connect = functools.partial(_connect, file, read_only=read_only)
         self._memory = connect() if file is None else None
         prepare = _nothing if read_only else _prepare
@@ -101,10 +108,24 @@ class Database:
             else:
                 with self._lock:
                     yield self._memory
-        except sqlite3.OperationalError as error:
-            raise CollectionError(f"{self._file or 'the collection'}: {error}") from error
+        except DamagedFileError as error:
+            raise CorruptCollectionError(
+                f"{self._file} is damaged: {error.__cause__}; restore the folder from a backup."
+            ) from error
         except sqlite3.DatabaseError as error:
-            raise CorruptCollectionError(f"{self._file} is damaged: {error}") from error
+            if type(error) is sqlite3.DatabaseError or "no such table" in str(error):
+                raise CorruptCollectionError(f"{self._file} is damaged: {error}") from error
+            raise CollectionError(f"{self._file or 'the collection'}: {error}") from error
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Give a connection that sees one state of the file, whatever others write meanwhile."""
+        with self.read() as db:
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.execute("COMMIT")
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -126,7 +147,7 @@ class Database:
     def meta(self) -> dict[str, Any]:
         """Return the collection's settings."""
         with self.read() as db:
-            return dict(db.execute("SELECT name, value FROM meta"))
+            return meta(db)
 
     def revision(self) -> int:
         """Return a number that grows with every transaction of any process."""
@@ -162,6 +183,11 @@ def _nothing(connection: sqlite3.Connection) -> None:
 
 def _lower(value: Any) -> str | None:
     return value.lower() if isinstance(value, str) else None
+
+
+def meta(db: sqlite3.Connection) -> dict[str, Any]:
+    """Return the collection's settings."""
+    return dict(db.execute("SELECT name, value FROM meta"))
 
 
 def set_meta(db: sqlite3.Connection, **values: Any) -> None:
@@ -211,7 +237,7 @@ def slots_where(db: sqlite3.Connection, where: Filter | None) -> NDArray[np.int6
     """Return the slots of the rows that pass a filter, ascending."""
     if where is None:
         return live_slots(db)
-    sql, parameters = where.sql()
+    sql, parameters = compile_filter(where)
     # The condition is made of our own constants; keys and values are parameters.
     rows = db.execute(f"SELECT slot FROM doc WHERE {sql} ORDER BY slot", parameters)
     return np.fromiter((slot for (slot,) in rows), dtype=np.int64)

@@ -62,6 +62,11 @@ class Field:
 
     def sql(self) -> Sql:
         """Return the condition and its parameters."""
+        if self.operator not in _COMPILERS:
+            raise FilterError(
+                f"the filter operator {self.operator!r} is unknown; use one of "
+                f"{', '.join(_COMPILERS)}."
+            )
         return _COMPILERS[self.operator](self)
 
 
@@ -122,11 +127,22 @@ class Not:
 
     def sql(self) -> Sql:
         """Return the condition and its parameters."""
-        sql, parameters = self.part.sql()
+        sql, parameters = compile_filter(self.part)
         return f"NOT coalesce({sql}, 0)", parameters
 
 
 Filter = Field | Ids | Documents | And | Or | Not
+
+
+def compile_filter(where: Any) -> Sql:
+    """Return a filter's condition and its parameters.
+
+    Raises:
+        FilterError: It is no filter, or cannot be understood.
+    """
+    if not isinstance(where, (Field, Ids, Documents, And, Or, Not)):
+        raise FilterError(f"a filter is made of Field, And, Or, Not ..., got {where!r}.")
+    return where.sql()
 
 
 def _join(parts: tuple[Filter, ...], word: str, empty: str) -> Sql:
@@ -134,7 +150,7 @@ def _join(parts: tuple[Filter, ...], word: str, empty: str) -> Sql:
     if not parts:
         return empty, []
     if len(parts) == 1:
-        sql, parameters = parts[0].sql()
+        sql, parameters = compile_filter(parts[0])
         return f"coalesce({sql}, 0)", parameters
     middle = len(parts) // 2
     left, first = _join(parts[:middle], word, empty)

@@ -6,7 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ragaccel.errors import CollectionClosedError
+from ragaccel.errors import CollectionClosedError, UnsupportedComponentError
 from ragaccel.vectors.collection import VectorCollection
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class CollectionHandle:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the place; the process that it came from may still be writing there."""
         if self.path is None and self._collection is not None:
-            raise TypeError("a collection in memory cannot be pickled; give it a path.")
+            raise UnsupportedComponentError(
+                "a collection in memory cannot be pickled; give it a path."
+            )
         options = self.options if self.path is None else {**self.options, "read_only": True}
         return CollectionHandle, (self.path, options)

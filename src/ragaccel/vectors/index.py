@@ -154,6 +154,8 @@ class Index:
             self._encode(self._segment, missing)
             inside = int((live < self._segment.end).sum())
             self._tombstones = self._segment.rows - inside
+            if not self._segment.recall and inside:
+                self._calibrate(self._segment)
         else:
             stored = live[live < self.slab.end]
             self._buffer.add(stored, self._prepared(stored))
@@ -161,18 +163,18 @@ class Index:
         late = fresh_slots >= self.slab.end
         self._buffer.add(fresh_slots[late], metrics.prepare(fresh_vectors[late], self._metric))
 
-    def load(self, file: Path) -> None:
+    def load(self, file: Path, is_known: Callable[[str], bool]) -> None:
         """Read the stored segment; a missing or damaged one is rebuilt by `restore`."""
         spec = self._asked or AUTO
         if not spec.exact:
-            self._segment = Segment.load(file, spec, self.dim, self._metric)
+            self._segment = Segment.load(file, spec, self.dim, self._metric, self._floor, is_known)
 
-    def save(self, file: Path) -> None:
+    def save(self, file: Path, rows_of: str) -> None:
         """Store the segment, if there is one."""
         if self._segment is None:
             file.unlink(missing_ok=True)
         else:
-            self._segment.save(file)
+            self._segment.save(file, rows_of, self._floor)
 
     def _encode(self, segment: Segment, slots: NDArray[np.int64]) -> None:
         for start in range(0, len(slots), _BLOCK_ROWS):

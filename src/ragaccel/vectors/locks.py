@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class ReadWriteLock:
-    """Readers together, a writer alone; a waiting writer goes before new readers."""
+    """Readers together, a writer alone; they take turns where both wait."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._readers = 0
+        self._readers = self._readers_waiting = self._readers_admitted = 0
         self._writing = False
         self._writers_waiting = 0
 
@@ -29,8 +29,12 @@ class ReadWriteLock:
     def read(self) -> Iterator[None]:
         """Hold the lock for reading."""
         with self._condition:
-            while self._writing or self._writers_waiting:
-                self._condition.wait()
+            self._readers_waiting += 1
+            try:
+                self._condition.wait_for(self._may_read)
+            finally:
+                self._readers_waiting -= 1
+            self._readers_admitted = max(0, self._readers_admitted - 1)
             self._readers += 1
         try:
             yield
@@ -46,8 +50,7 @@ class ReadWriteLock:
         with self._condition:
             self._writers_waiting += 1
             try:
-                while self._writing or self._readers:
-                    self._condition.wait()
+                self._condition.wait_for(self._may_write)
             finally:
                 self._writers_waiting -= 1
             self._writing = True
@@ -56,7 +59,16 @@ class ReadWriteLock:
         finally:
             with self._condition:
                 self._writing = False
+                # Those who waited for this write go before the next one.
+                self._readers_admitted = self._readers_waiting
                 self._condition.notify_all()
+
+    def _may_read(self) -> bool:
+        return not self._writing and (not self._writers_waiting or self._readers_admitted > 0)
+
+    def _may_write(self) -> bool:
+        admitted = min(self._readers_admitted, self._readers_waiting)
+        return not (self._writing or self._readers or admitted)
 
 
 class WriterLock:

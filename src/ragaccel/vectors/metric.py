@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,12 +26,21 @@ def check_vectors(vectors: ArrayLike, dim: int | None) -> NDArray[np.float32]:
         DimensionMismatchError: `dim` is given and the vectors have another one.
     """
     try:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
-            array = np.ascontiguousarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        given = np.asarray(vectors)
+    except ValueError as error:
         raise InvalidVectorError(
-            f"vectors must be numbers in rows of equal length: {error}"
+            f"vectors must be rows of equal length, shape (n, dim): {error}"
         ) from error
+    if given.dtype.kind == "O":
+        with contextlib.suppress(TypeError, ValueError):
+            given = given.astype(np.float32)  # None becomes NaN, and is refused below
+    if given.dtype.kind not in "fiub" or given.ndim == 0:
+        raise InvalidVectorError(
+            f"vectors must be numbers of shape (n, dim), got {type(vectors).__name__}: "
+            f"{str(vectors)[:80]!r}."
+        )
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+        array = np.ascontiguousarray(given, dtype=np.float32)
     if array.ndim == 1:
         array = array[None, :]
     if array.ndim != _MATRIX or (array.size == 0 and array.shape[0] > 0):
@@ -52,9 +62,9 @@ def prepare(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]
     """Return the vectors as they are scored: of unit length for cosine; zero stays zero."""
     if metric != "cosine":
         return vectors
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     norms[norms == 0] = 1
-    prepared: NDArray[np.float32] = vectors / norms
+    prepared: NDArray[np.float32] = (vectors / norms[:, None]).astype(np.float32)
     return prepared
 
 
@@ -71,14 +81,24 @@ def scores(
     Returns:
         Shape (m, n); higher is nearer.
     """
-    return _scores(queries, rows, np.einsum("md,nd->mn", queries, rows), metric)
+    if metric == "l2":
+        apart = rows[None, :, :] - queries[:, None, :]
+        distances: NDArray[np.float32] = -np.einsum("mnd,mnd->mn", apart, apart)
+        return distances
+    products: NDArray[np.float32] = np.einsum("md,nd->mn", queries, rows)
+    return products
 
 
 def rough_scores(
     queries: NDArray[np.float32], rows: NDArray[np.float32], metric: Metric
 ) -> NDArray[np.float32]:
     """Return what `scores` does, faster and right but for the last bits."""
-    return _scores(queries, rows, queries @ rows.T, metric)
+    products: NDArray[np.float32] = queries @ rows.T
+    if metric == "l2":
+        lengths = np.einsum("ij,ij->i", rows, rows)
+        own = np.einsum("ij,ij->i", queries, queries)
+        products = 2 * products - own[:, None] - lengths[None, :]
+    return products
 
 
 def nearest(
@@ -99,20 +119,10 @@ def nearest(
     """
     if len(rough) > k:
         least = np.partition(rough, len(rough) - k)[len(rough) - k]
-        kept = np.flatnonzero(rough >= least - _ROUNDING * (1 + abs(least)))
+        size = abs(least)
+        if metric == "l2":  # rough distances are differences of squared lengths, and as exact
+            size += float(query @ query)
+        kept = np.flatnonzero(rough >= least - _ROUNDING * (1 + size))
     else:
         kept = np.arange(len(rough))
     return scores(query[None, :], rows[kept], metric)[0], kept
-
-
-def _scores(
-    queries: NDArray[np.float32],
-    rows: NDArray[np.float32],
-    products: NDArray[np.float32],
-    metric: Metric,
-) -> NDArray[np.float32]:
-    if metric == "l2":
-        lengths = np.einsum("ij,ij->i", rows, rows)
-        own = np.einsum("ij,ij->i", queries, queries)
-        products = -np.maximum(own[:, None] + lengths[None, :] - 2 * products, 0)
-    return products

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -11,7 +12,7 @@ import msgspec
 from ragaccel.errors import InvalidRecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -131,7 +132,7 @@ def check_rows(
             _text(text[at]),
             _encode_metadata(meta[at]),
             _document_id(document[at]),
-            payload[at],
+            _payload(payload[at]),
         )
         for at in last
     }
@@ -145,6 +146,8 @@ def check_ids(ids: Sequence[str]) -> list[str]:
     """
     if isinstance(ids, str):
         raise InvalidRecordError(f"ids must be a list of strings, got the string {ids!r}.")
+    if not hasattr(ids, "__iter__"):
+        raise InvalidRecordError(f"ids must be a list of strings, got {ids!r}.")
     found: list[Any] = list(ids)
     for position, one in enumerate(found):
         if not isinstance(one, str) or not one:
@@ -163,6 +166,8 @@ def _column(name: str, values: Sequence[Any] | None, rows: int) -> Sequence[Any]
     """
     if values is None:
         return [None] * rows
+    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__len__"):
+        raise InvalidRecordError(f"{name} must be a list, got {values!r}.")
     if len(values) != rows:
         raise InvalidRecordError(f"{rows} ids need {rows} {name}, got {len(values)}.")
     return values
@@ -183,6 +188,12 @@ def _text(text: Any) -> str | None:
             "a text is empty; leave the row out, or pass None for a row without a text."
         )
     return _check_unicode(str(text), "a text", null=True)
+
+
+def _payload(payload: Any) -> bytes | None:
+    if payload is not None and not isinstance(payload, bytes):
+        raise InvalidRecordError(f"payloads must be bytes or None, got {payload!r}.")
+    return payload
 
 
 def _document_id(document_id: Any) -> str | None:
@@ -212,8 +223,11 @@ def _encode_metadata(metadata: Mapping[str, Any] | None) -> str:
     Raises:
         InvalidRecordError: A value is not JSON (tuples are stored as lists), or is NaN.
     """
-    if not metadata:
+    if metadata is None:
         return "{}"
+    if not isinstance(metadata, Mapping):
+        raise InvalidRecordError(f"metadata must be dicts or None, got {metadata!r}.")
+    metadata = dict(metadata)
     _check_json(metadata, "metadata")
     try:
         return msgspec.json.encode(metadata).decode()

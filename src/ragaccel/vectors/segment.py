@@ -14,6 +14,7 @@ import xxhash
 faiss: Any = _typed_faiss  # its stubs describe the C++ signatures, not the Python ones
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -34,7 +35,10 @@ class _Head(msgspec.Struct):
     trained_rows: int
     oversample: int
     recall: float
+    floor: float
+    asked_oversample: int | None
     end: int
+    rows_of: str
     checksum: int
 
 
@@ -113,15 +117,22 @@ class Segment:
         found: NDArray[np.int64] = slots
         return found
 
-    def save(self, file: Path) -> None:
-        """Write the segment, so that it is there whole or not at all."""
+    def save(self, file: Path, rows_of: str, floor: float) -> None:
+        """Write the segment, so that it is there whole or not at all.
+
+        Args:
+            file: Where.
+            rows_of: Names the state of the collection that the codes were made from.
+            floor: The recall that the oversampling was set for.
+        """
         body = faiss.serialize_index(self._index).tobytes()
-        head = msgspec.json.encode(
-            _Head(
-                self.spec.codec, self.dim, self.metric, self.trained_rows, self.oversample,
-                self.recall, self.end, xxhash.xxh3_64_intdigest(body),
-            )
+        unsealed = _Head(
+            self.spec.codec, self.dim, self.metric, self.trained_rows, self.oversample,
+            self.recall, floor, self.spec.oversample, self.end, rows_of, 0,
         )  # fmt: skip
+        head = msgspec.json.encode(
+            msgspec.structs.replace(unsealed, checksum=_checksum(unsealed, body))
+        )
         temporary = file.with_name(file.name + ".new")
         with temporary.open("wb") as out:
             out.write(_MAGIC + head + b"\n" + body)
@@ -130,8 +141,26 @@ class Segment:
         temporary.replace(file)
 
     @classmethod
-    def load(cls, file: Path, spec: CompressionSpec, dim: int, metric: Metric) -> Self | None:
-        """Read a segment; None if it is missing, damaged or not of the asked kind."""
+    def load(
+        cls,
+        file: Path,
+        spec: CompressionSpec,
+        dim: int,
+        metric: Metric,
+        floor: float,
+        is_known: Callable[[str], bool],
+    ) -> Self | None:
+        """Read a segment; None if it is missing, damaged or not of the asked kind.
+
+        Args:
+            file: Where.
+            spec: The asked compression.
+            dim: Dimensions of the vectors.
+            metric: How they are scored.
+            floor: The recall to keep; if the oversampling was set for another one, the segment's
+                `recall` is 0, which asks for a new setting.
+            is_known: Tells whether the collection went through a state of that name.
+        """
         try:
             data = file.read_bytes()
         except FileNotFoundError:
@@ -139,19 +168,24 @@ class Segment:
         head_end = data.find(b"\n", len(_MAGIC))
         if not data.startswith(_MAGIC) or head_end < 0:
             return None
+        body = data[head_end + 1 :]
         try:
             head = msgspec.json.decode(data[len(_MAGIC) : head_end], type=_Head)
-        except msgspec.DecodeError:
+            unsealed = msgspec.structs.replace(head, checksum=0)
+            whole = head.checksum == _checksum(unsealed, body)
+        except (msgspec.DecodeError, UnicodeError):
             return None
-        body = data[head_end + 1 :]
         asked = (spec.codec, dim, metric)
-        if (head.codec, head.dim, head.metric) != asked:
-            return None
-        if head.checksum != xxhash.xxh3_64_intdigest(body):
+        if not whole or (head.codec, head.dim, head.metric) != asked or not is_known(head.rows_of):
             return None
         index = faiss.deserialize_index(np.frombuffer(body, dtype=np.uint8))
-        oversample = spec.oversample or head.oversample
-        return cls(spec, dim, metric, head.trained_rows, oversample, head.recall, head.end, index)
+        same = (head.floor, head.asked_oversample) == (floor, spec.oversample)
+        recall = head.recall if same else 0.0
+        return cls(spec, dim, metric, head.trained_rows, head.oversample, recall, head.end, index)
+
+
+def _checksum(head: _Head, body: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(msgspec.json.encode(head) + body)
 
 
 def _pad(rows: NDArray[np.float32], dim: int) -> NDArray[np.float32]:

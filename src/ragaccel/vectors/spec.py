@@ -39,8 +39,11 @@ class CompressionSpec:
             raise ConfigurationError(
                 f"codec must be one of {', '.join(get_args(Codec))}, got {self.codec!r}."
             )
-        if self.oversample is not None and self.oversample < 1:
-            raise ConfigurationError(f"oversample must be at least 1, got {self.oversample}.")
+        given: Any = self.oversample
+        if given is not None and (not isinstance(given, int) or given < 1):
+            raise ConfigurationError(
+                f"oversample must be a whole number of at least 1, got {self.oversample}."
+            )
 
     @property
     def exact(self) -> bool:

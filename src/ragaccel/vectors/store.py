@@ -6,6 +6,7 @@ rest.
 
 from __future__ import annotations
 
+import functools
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -26,11 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ragaccel.vectors.database import Database
-    from ragaccel.vectors.filters import Filter
     from ragaccel.vectors.records import Row
     from ragaccel.vectors.spec import CompressionSpec, Metric
 
-_SLAB: Final = "vectors.bin"
+SLAB: Final = "vectors.bin"
 _SEGMENT: Final = "segment.faiss"
 _CHECKPOINT_ROWS: Final = 1024
 _NO_SLOTS: Final = np.zeros(0, dtype=np.int64)
@@ -59,6 +59,8 @@ def settings(
     metric: Metric,
     compression: CompressionSpec | None,
     recall: float,
+    *,
+    writable: bool,
 ) -> Settings:
     """Return the settings, storing them first where the collection is new.
 
@@ -75,6 +77,9 @@ def settings(
             f"the collection was made with metric={meta['metric']!r}, got {metric!r}; "
             "open it with its own metric."
         )
+    if dim is not None and meta["dim"] is None and writable:
+        with db.write() as connection:
+            database.set_meta(connection, dim=dim)
     if dim is not None and meta["dim"] not in (None, dim):
         raise DimensionMismatchError(
             f"the collection holds vectors of {meta['dim']} dimensions, got dim={dim}."
@@ -96,7 +101,7 @@ class Store:
         self.position = database.Position(0, 0)
         self._folder, self._writable = folder, writable
         self._next_slot = 0
-        self._revision = db.revision()
+        self._revision = 0
         self._load()
 
     # -- writing -----------------------------------------------------------------------------------
@@ -143,7 +148,7 @@ class Store:
     def save_segment(self) -> None:
         """Store the codes beside the truth they are derived from."""
         if self._folder is not None and self.index is not None:
-            self.index.save(self._folder / _SEGMENT)
+            self.index.save(self._folder / _SEGMENT, self._name_of(self.position))
 
     def close(self) -> None:
         """Let go of the files."""
@@ -153,17 +158,13 @@ class Store:
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def raw(self, slots: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+    def raw(self, db: sqlite3.Connection, slots: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """Return raw vectors by slot."""
         if self.index is None:
             return {}
-        rows = self.index.raw(np.array(slots, dtype=np.int64), self._fresh)
+        fresh = functools.partial(self._fresh, db)
+        rows = self.index.raw(np.array(slots, dtype=np.int64), fresh)
         return dict(zip(slots, rows, strict=True))
-
-    def slots_where(self, where: Filter | None) -> NDArray[np.int64]:
-        """Return the slots of the rows that pass a filter, ascending."""
-        with self.db.read() as db:
-            return database.slots_where(db, where)
 
     def changes_since(self, after: database.Position, limit: int) -> Changes | None:
         """Return what happened after a position.
@@ -175,14 +176,17 @@ class Store:
         if after == self.position:
             none = np.zeros((0, dim), np.float32)
             return Changes(after.seq, after.mark, _NO_SLOTS, none, _NO_SLOTS)
-        with self.db.read() as db:
+        with self.db.snapshot() as db:
             if after.seq > self.position.seq or database.mark_of(db, after.seq) != after.mark:
                 return None
-            rows = database.log(db, after.seq, self.position.seq, limit + 1)
-        if len(rows) > limit or self.index is None:
-            return None
-        added, gone = _net(rows)
-        return Changes(*self.position, added, self.index.raw(added, self._fresh), gone)
+            # A follower may be a little behind: rows that are gone since are told as such.
+            upto = self.position if self._writable else database.position(db)
+            rows = database.log(db, after.seq, upto.seq, limit + 1)
+            if len(rows) > limit or self.index is None:
+                return None
+            added, gone = _net(rows)
+            fresh = functools.partial(self._fresh, db)
+            return Changes(*upto, added, self.index.raw(added, fresh), gone)
 
     # -- following another writer ------------------------------------------------------------------
 
@@ -192,15 +196,15 @@ class Store:
 
     def follow(self) -> None:
         """Take in what another process has written."""
-        meta = self.db.meta()
-        self._revision = meta.get("revision", 0)
         if self.index is None:
             self._load()
             return
-        with self.db.read() as db:
+        with self.db.snapshot() as db:
+            meta = database.meta(db)
             position = database.position(db)
             rows = database.log(db, self.position.seq, position.seq, -1)
             late_slots, late_vectors = database.fresh(db, self.index.dim)
+        self._revision = meta.get("revision", 0)
         if isinstance(self.index.slab, FileSlab):
             self.index.slab.extend(meta.get("slab_end", 0))
         added, gone = _net(rows)
@@ -215,43 +219,48 @@ class Store:
     # -- inside ------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        meta = self.db.meta()
-        self._next_slot = meta.get("next_slot", 0)
-        with self.db.read() as db:
+        with self.db.snapshot() as db:
+            meta = database.meta(db)
+            self._revision = meta.get("revision", 0)
+            self._next_slot = meta.get("next_slot", 0)
             self.position = database.position(db)
             if meta.get("dim") is None:
                 return
             index = self._begin(meta["dim"], meta.get("slab_end", 0))
             if self._folder is not None:
-                index.load(self._folder / _SEGMENT)
+                index.load(self._folder / _SEGMENT, functools.partial(self._is_known, db))
             index.restore(database.live_slots(db), *database.fresh(db, index.dim))
 
     def _begin(self, dim: int, slab_end: int) -> Index:
         slab: MemorySlab | FileSlab = MemorySlab(dim)
         if self._folder is not None:
-            slab = FileSlab(self._folder / _SLAB, dim, slab_end, writable=self._writable)
+            slab = FileSlab(self._folder / SLAB, dim, slab_end, writable=self._writable)
         asked = self.settings
         self.index = Index(dim, asked.metric, asked.compression, asked.recall, slab)
         return self.index
 
-    def _fresh(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return raw vectors that are not in the slab yet."""
-        found = np.zeros((len(slots), self.index.dim if self.index else 0), dtype=np.float32)
-        with self.db.read() as db:
-            for at, vector in enumerate(database.fresh_of(db, slots.tolist())):
-                if vector is not None:
-                    found[at] = np.frombuffer(vector, dtype=np.float32)
-                elif isinstance(self.index and self.index.slab, FileSlab):
-                    found[at] = self._checkpointed(slots[at])
+    def _fresh(self, db: sqlite3.Connection, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return raw vectors that are not in the slab yet, or were moved there a moment ago."""
+        assert self.index is not None  # noqa: S101 - callers have one
+        slab = self.index.slab
+        found = np.zeros((len(slots), self.index.dim), dtype=np.float32)
+        for at, vector in enumerate(database.fresh_of(db, slots.tolist())):
+            if vector is not None:
+                found[at] = np.frombuffer(vector, dtype=np.float32)
+            elif isinstance(slab, FileSlab):
+                slab.extend(database.meta(db).get("slab_end", 0))
+                if slots[at] < slab.end:
+                    found[at] = slab.read(slots[at : at + 1])[0]
         return found
 
-    def _checkpointed(self, slot: np.int64) -> NDArray[np.float32]:
-        """Return a vector that the writing process has moved to the slab a moment ago."""
-        assert self.index is not None  # noqa: S101 - callers have one
-        assert isinstance(self.index.slab, FileSlab)  # noqa: S101
-        self.index.slab.extend(self.db.meta().get("slab_end", 0))
-        row: NDArray[np.float32] = self.index.slab.read(np.array([slot]))[0]
-        return row
+    def _name_of(self, position: database.Position) -> str:
+        return f"{self.settings.id.split('.')[0]}:{position.seq}:{position.mark}"
+
+    def _is_known(self, db: sqlite3.Connection, name: str) -> bool:
+        """Tell whether the collection went through a state of that name."""
+        seq = name.split(":")[1] if name.count(":") > 1 else ""
+        mark = database.mark_of(db, int(seq)) if seq.isdigit() else None
+        return mark is not None and name == self._name_of(database.Position(int(seq), mark))
 
 
 def _net(rows: Sequence[tuple[int, int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

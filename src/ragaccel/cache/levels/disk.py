@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import functools
 import sqlite3
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ragaccel.errors import ConfigurationError
-from ragaccel.resources import Connections
+from ragaccel.resources import Connections, DamagedFileError
 
 if TYPE_CHECKING:
     import os
@@ -63,8 +62,9 @@ class DiskLevel:
             raise ConfigurationError(f"max_bytes must be positive, got {max_bytes}.")
         self.path = Path(path)
         self.max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self._connections = Connections(self.path, functools.partial(_connect, self.path), _prepare)
+        self._connections = Connections(
+            self.path, functools.partial(_connect, self.path), _prepare, replaceable=True
+        )
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the blobs of those keys that are here and have not expired."""
@@ -114,15 +114,11 @@ class DiskLevel:
         await asyncio.to_thread(self.close)
 
     def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        inode = 0
         try:
             with self._connections.use() as db:
-                inode = self._connections.inode
                 return work(db)
-        except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:
-                raise  # locked, full, a bad argument: the file itself is sound
-        self._set_aside(inode)
+        except DamagedFileError as damaged:
+            self._set_aside(damaged.inode)
         with self._connections.use() as db:
             return work(db)
 
@@ -135,14 +131,19 @@ class DiskLevel:
         _transact(db, work)
 
     def _evict(self, db: sqlite3.Connection) -> None:
-        if _total(db) <= self.max_bytes:
+        if 0 <= _total(db) <= self.max_bytes:
             return
         db.execute("DELETE FROM entry WHERE expires <= ?", (time.time(),))
+        db.execute(
+            "UPDATE total SET bytes = (SELECT coalesce(sum(length(blob) + ?), 0) FROM entry)",
+            (_ROW_BYTES,),
+        )
         excess = _total(db) - self.max_bytes
         gone = []
         oldest = db.execute("SELECT hash, length(blob) FROM entry ORDER BY written, hash")
-        while excess > 0:
-            found, size = next(oldest)
+        for found, size in oldest:
+            if excess <= 0:
+                break
             gone.append((found,))
             excess -= size + _ROW_BYTES
         oldest.close()
@@ -150,9 +151,8 @@ class DiskLevel:
 
     def _set_aside(self, inode: int) -> None:
         """Rename a damaged file, unless another thread or process has done so."""
-        with self._lock:
-            self._connections.close()
-            if not self.path.exists() or (inode and self.path.stat().st_ino != inode):
+        with self._connections.exclusive():
+            if not self.path.exists() or self.path.stat().st_ino != inode:
                 return
             stamp = time.time_ns()
             for suffix in ("-wal", "-shm", ""):
