@@ -43,9 +43,7 @@ def _tests(value, name, wanted):
         "nin": lambda: not any(_equal(value, one) for one in wanted),
         "contains": lambda: _contains(value, wanted),
         "any": lambda: any(_contains(value, one) for one in wanted),
-        "all": lambda: (
-            isinstance(value, (str, list, dict)) and all(_contains(value, one) for one in wanted)
-        ),
+        "all": lambda: value is not None and all(_contains(value, one) for one in wanted),
         "text_match": lambda: isinstance(value, str) and wanted in value,
         "text_match_insensitive": lambda: (
             isinstance(value, str) and wanted.lower() in value.lower()

@@ -68,7 +68,8 @@ def fields(draw, keys):
     )
     value = None
     if operator in LISTS:
-        value = draw(st.lists(st.one_of(scalars, st.none()), max_size=3))
+        items = scalars if operator == "any" else st.one_of(scalars, st.none())
+        value = draw(st.lists(items, max_size=3))
     elif operator in TEXTS:
         value = draw(strings)
     elif operator not in BARE:

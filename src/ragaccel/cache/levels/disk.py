@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import sqlite3
 import time
@@ -151,7 +152,9 @@ class DiskLevel:
 
     def _set_aside(self, inode: int) -> None:
         """Rename a damaged file, unless another thread or process has done so."""
-        with self._connections.exclusive():
+        lock = self.path.with_name(f"{self.path.name}.lock")
+        with self._connections.exclusive(), lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)  # freed when the file is closed
             if not self.path.exists() or self.path.stat().st_ino != inode:
                 return
             stamp = time.time_ns()
