@@ -56,6 +56,10 @@ def accelerate(
     changed on the original afterwards do not. Calling it on an accelerated object replaces the
     options.
 
+    Over a `CompressedVectorStore` a cached answer is never older than the last write. Over another
+    store an entry is served until its `ttl` ends, whatever is written meanwhile, and is found again
+    only by this process unless an `identity` is given.
+
     Args:
         obj: A LlamaIndex or LangChain retriever.
         cache: Where results are kept; without it nothing is cached.

@@ -12,9 +12,12 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from ragaccel.errors import UnsupportedComponentError
+from ragaccel.cache import Uncacheable
+from ragaccel.errors import ConfigurationError, UnsupportedComponentError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Self
 
     from ragaccel.cache import MultiLevelCache
@@ -62,12 +65,33 @@ class State:
         return self
 
 
-def wrap(obj: T, mixin: type, options: Options) -> T:
+def wrap(obj: T, mixin: type, options: Options, identity: Callable[[], object]) -> T:
     """Return a clone of an object whose class has the mixin's methods before its own.
 
+    Args:
+        obj: The object.
+        mixin: The seam methods.
+        options: What `accelerate` was asked for.
+        identity: Gives what tells the object apart from others; raises `Uncacheable`.
+
     Raises:
+        ConfigurationError: It is to be cached and cannot be told apart.
         UnsupportedComponentError: The object keeps attributes outside its `__dict__`.
     """
+    if options.cache is not None:
+        try:
+            identity()
+        except Uncacheable as error:
+            name = plain_class(type(obj)).__name__
+            raise ConfigurationError(
+                f"{name} has settings that ragaccel cannot see, so two of them could share cached "
+                "answers; name what decides its answers: accelerate(retriever, cache=cache, "
+                'identity="...").'
+            ) from error
+    return _wrap(obj, mixin, options)
+
+
+def _wrap(obj: T, mixin: type, options: Options) -> T:
     state = State(options, unwrap(obj))
     base = plain_class(type(obj))
     clone = _clone(obj, _transparent_class(base, mixin))
@@ -142,4 +166,4 @@ def _reduce(self: Any, protocol: int) -> tuple[Any, ...]:
 
 
 def _restore(bare: Any, mixin: type, options: Options) -> Any:
-    return wrap(bare, mixin, options)
+    return _wrap(bare, mixin, options)

@@ -166,6 +166,7 @@ PAIR = [[1, 2], [3, 4]]
         case("null in an id", lambda one: one.upsert(["new", "a\0"], PAIR), "id", "null"),
         case("null in a document", upsert(PAIR, document_ids=["a\0", "b"]), "document", "null"),
         case("fewer ids", lambda one: one.upsert(["new"], PAIR), "1 ids", "2"),
+        case("no ids for vectors", lambda one: one.upsert([], PAIR), "0 ids", "2"),
         case("fewer vectors", upsert([[1, 2]]), "2 ids", "2 vectors", "1"),
         case("fewer texts", upsert(PAIR, texts=["one"]), "2 ids", "2 texts", "1"),
         case("more metadata", upsert(PAIR, metadata=[{}] * 3), "2 ids", "2 metadata", "3"),

@@ -481,8 +481,9 @@ def test_a_follower_beside_a_busy_writer(tmp_path, reopening):
                 follower.close()
                 follower = stack.enter_context(VectorCollection.open(tmp_path, read_only=True))
             (hits,) = follower.search(QUERY, k=20, vectors=True)
+            (low,) = follower.search(QUERY, k=20, where=Field("row", "lt", 50), vectors=True)
             records = follower.select(vectors=True)
-            for found, wanted in ((hits, 20), (records, ROWS)):
+            for found, wanted in ((hits, 20), (low, 20), (records, ROWS)):
                 assert len({one.id for one in found}) == len(found) == wanted
                 for one in found:
                     vector = row_vector(one.metadata["row"], one.metadata["version"])

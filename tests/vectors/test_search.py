@@ -125,6 +125,20 @@ def test_equal_vectors_score_equally_and_in_order(metric, dim):
                     assert places(group) == sorted(places(group))
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("length", [1.0, 1e3])
+def test_fewer_results_are_the_first_of_more(metric, length):
+    """A search for fewer rows gives the beginning of a search for more, ties included."""
+    generator = np.random.default_rng(1)
+    unlike = generator.standard_normal((20, 64)).astype(np.float32) * np.float32(length)
+    collection = filled(unlike[generator.integers(0, 20, 400)], metric)
+    queries = generator.standard_normal((5, 64)) * length
+    everything = collection.search(queries, k=400)
+
+    for k in (1, 7, 100, 200, 399):
+        assert collection.search(queries, k=k) == [hits[:k] for hits in everything]
+
+
 # -- shapes and options ----------------------------------------------------------------------------
 
 

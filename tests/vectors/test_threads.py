@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from ragaccel import CompressionSpec, VectorCollection
 from ragaccel.errors import CollectionClosedError, DimensionMismatchError
-from ragaccel.vectors import Field
+from ragaccel.vectors import Field, find_open
 from tests.vectors.data import clustered, names
 
 ROWS, EXTRA, VERSIONS, DIM, K = 1200, 200, 40, 32, 10
@@ -241,6 +242,55 @@ def test_closing_beside_searches(tmp_path, read_only):
             collection.close()
 
         in_threads(close, *[search] * 4)
+
+
+def test_statistics_beside_a_writer(tmp_path):
+    """The numbers of a collection can be asked for while another object replaces its files."""
+    written = threading.Event()
+    with VectorCollection.open(tmp_path, compression="int8") as collection:
+        put(collection, np.arange(ROWS), 0)
+
+        def write():
+            try:
+                for version in range(1, VERSIONS):
+                    put(collection, [0], version)
+                    for _ in range(5):
+                        collection.flush()
+            finally:
+                written.set()
+
+        def look():
+            with VectorCollection.open(tmp_path, compression="int8", read_only=True) as follower:
+                while not written.is_set():
+                    stats = follower.stats()
+                    assert stats.rows == ROWS
+                    assert stats.bytes_on_disk > TABLE[0, :ROWS].nbytes
+
+        in_threads(write, look)
+
+
+def test_collections_are_found_while_others_are_opened():
+    """An open collection is found by its id while other threads open and forget collections."""
+    opened = threading.Event()
+    with VectorCollection.open(dim=2) as collection:
+
+        def open_many():
+            try:
+                for _ in range(1000):
+                    VectorCollection.open(dim=2)
+            finally:
+                opened.set()
+
+        def find():
+            while not opened.is_set():
+                assert find_open(collection.id) is collection
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            in_threads(open_many, find)
+        finally:
+            sys.setswitchinterval(interval)
 
 
 def open_files():

@@ -17,7 +17,6 @@ from langchain_core.vectorstores import VectorStoreRetriever
 from ragaccel import telemetry
 from ragaccel.cache import Uncacheable, flow
 from ragaccel.cache.values import check_plain
-from ragaccel.errors import ConfigurationError
 from ragaccel.fingerprint import class_name, fingerprint, visible
 from ragaccel.io import run
 from ragaccel.langchain.vector_store import CompressedVectorStore
@@ -118,17 +117,7 @@ class _Retriever(_Base):
 
 def accelerated(retriever: BaseRetriever, options: Options) -> BaseRetriever:
     """Return the retriever wrapped; see `ragaccel.accelerate`."""
-    if options.cache is not None:
-        try:
-            _identity(retriever, options)
-        except Uncacheable as error:
-            name = plain_class(type(retriever)).__name__
-            raise ConfigurationError(
-                f"{name} has settings that ragaccel cannot see, so two of them could share cached "
-                "answers; name what decides its answers: accelerate(retriever, cache=cache, "
-                'identity="...").'
-            ) from error
-    return wrap(retriever, _Retriever, options)
+    return wrap(retriever, _Retriever, options, lambda: _identity(retriever, options))
 
 
 def _given(retriever: Any, run_manager: Any) -> dict[str, Any]:

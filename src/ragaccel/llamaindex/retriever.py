@@ -15,7 +15,6 @@ from llama_index.core.schema import NodeWithScore
 
 from ragaccel import telemetry
 from ragaccel.cache import Stale, Uncacheable, flow
-from ragaccel.errors import ConfigurationError
 from ragaccel.fingerprint import class_name, fingerprint, visible
 from ragaccel.io import run
 from ragaccel.llamaindex.events import embed_stages
@@ -129,17 +128,7 @@ class _Retriever(_Base):
 
 def accelerated(retriever: BaseRetriever, options: Options) -> BaseRetriever:
     """Return the retriever wrapped; see `ragaccel.accelerate`."""
-    if options.cache is not None:
-        try:
-            _identity(retriever, options)
-        except Uncacheable as error:
-            name = plain_class(type(retriever)).__name__
-            raise ConfigurationError(
-                f"{name} has settings that ragaccel cannot see, so two of them could share cached "
-                "answers; name what decides its answers: accelerate(retriever, cache=cache, "
-                'identity="...").'
-            ) from error
-    return wrap(retriever, _Retriever, options)
+    return wrap(retriever, _Retriever, options, lambda: _identity(retriever, options))
 
 
 def _parts(retriever: Any, options: Options, bundle: QueryBundle) -> Any:
