@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ragaccel.vectors.spec import Metric
 
 _MATRIX = 2
+_SAFE = (1e-30, 1e30)  # lengths that float32 divides by without loss
 _ROUNDING = 1e-4
 
 
@@ -64,6 +65,8 @@ def prepare(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]
         return vectors
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     norms[norms == 0] = 1
+    if _SAFE[0] < norms.min(initial=1) and norms.max(initial=1) < _SAFE[1]:
+        norms = norms.astype(np.float32)
     prepared: NDArray[np.float32] = (vectors / norms[:, None]).astype(np.float32)
     return prepared
 

@@ -79,6 +79,7 @@ class Measured:
 
     Attributes:
         seconds: Duration of each request, in order.
+        embedding: Duration of embedding each question on its own, where there are no spans to tell.
         levels: The cache level that served each request, or None.
         recall: Recall@10 of each answer against exact search at that moment.
         answered: Whether the question's own paragraph was in each answer.
@@ -88,6 +89,7 @@ class Measured:
     """
 
     seconds: list[float] = field(default_factory=list)
+    embedding: list[float] = field(default_factory=list)
     levels: list[str | None] = field(default_factory=list)
     recall: list[float] = field(default_factory=list)
     answered: list[bool] = field(default_factory=list)
@@ -155,6 +157,10 @@ class Replay:
     ) -> None:
         asked = self.corpus.questions[question]
         before = {} if cache is None else cache.stats().hits
+        if cache is None:
+            started = time.perf_counter()
+            self.model.embed([asked.text])
+            measured.embedding.append(time.perf_counter() - started)
         started = time.perf_counter()
         found = application.ask(asked.text)
         measured.seconds.append(time.perf_counter() - started)
