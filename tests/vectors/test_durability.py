@@ -268,9 +268,9 @@ def test_a_flipped_bit_in_a_segment(tmp_path, compressed):
         damaged = bytearray(whole)
         damaged[place] ^= 1
         (copy / "segment.faiss").write_bytes(damaged)
-        assert answers(copy) == wanted, (
-            f"bit 0 of byte {place}: {damaged[max(0, place - 9) :][:20]}"
-        )
+        with VectorCollection.open(copy, compression="int8") as collection:
+            found = collection.search(QUERY, k=2000)
+        assert found == wanted[0], f"bit 0 of byte {place}: {damaged[max(0, place - 9) :][:20]}"
 
 
 @pytest.mark.parametrize("whose", ["another collection", "a later state"])
@@ -481,7 +481,7 @@ def test_a_follower_beside_a_busy_writer(tmp_path, reopening):
                 follower.close()
                 follower = stack.enter_context(VectorCollection.open(tmp_path, read_only=True))
             (hits,) = follower.search(QUERY, k=20, vectors=True)
-            (low,) = follower.search(QUERY, k=20, where=Field("row", "lt", 50), vectors=True)
+            (low,) = follower.search(QUERY, k=20, where=Field("row", "lt", 20), vectors=True)
             records = follower.select(vectors=True)
             for found, wanted in ((hits, 20), (low, 20), (records, ROWS)):
                 assert len({one.id for one in found}) == len(found) == wanted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
@@ -40,13 +42,17 @@ if TYPE_CHECKING:
     from ragaccel.vectors.spec import Compression, CompressionSpec, Metric
 
 _DATABASE: Final = "collection.sqlite"
+_FOLLOW_TRIES: Final = 100
 
+_open_lock = threading.Lock()
 _open_collections: weakref.WeakSet[VectorCollection] = weakref.WeakSet()
 
 
 def find_open(collection: str) -> VectorCollection | None:
     """Return a collection that this process has open by its own id, or None."""
-    for one in list(_open_collections):
+    with _open_lock:
+        candidates = list(_open_collections)
+    for one in candidates:
         if one.id == collection and not one.closed:
             return one
     return None
@@ -76,7 +82,8 @@ class VectorCollection(Forkable):
         self._store, self._writer = store, lock
         self._lock = ReadWriteLock()
         self._closed = False
-        _open_collections.add(self)
+        with _open_lock:
+            _open_collections.add(self)
         self.follow_forks()
 
     @classmethod
@@ -160,9 +167,8 @@ class VectorCollection(Forkable):
             CollectionClosedError: The collection is closed.
         """
         rows = records.check_rows(ids, texts, metadata, document_ids, payloads)
-        array = check_vectors(vectors, self.dim) if len(ids) else np.zeros((0, 0), np.float32)
-        if not len(ids) and not array.size:
-            return
+        empty = not len(ids) and not np.size(np.asarray(vectors, dtype=object))
+        array = np.zeros((0, 0), np.float32) if empty else check_vectors(vectors, self.dim)
         if len(array) != len(ids):
             raise InvalidRecordError(f"{len(ids)} ids need {len(ids)} vectors, got {len(array)}.")
         if not rows:
@@ -292,21 +298,24 @@ class VectorCollection(Forkable):
     ) -> tuple[list[Found], dict[int, Record], dict[int, NDArray[np.float32]]]:
         """Return scores and slots per query, and the rows of all slots.
 
-        A follower searches again where the writer has deleted a found row in between.
+        A follower looks again where the writer has gone on in between, if it can keep up.
         """
+        tries = 0
         while True:
             self._follow()
             with self._lock.read():
                 store = self._readable()
                 with store.db.snapshot() as db:
+                    is_behind = self.read_only and database.position(db) != store.position
+                    if is_behind and tries < _FOLLOW_TRIES:
+                        tries += 1
+                        continue
                     allowed = None if where is None else database.slots_where(db, where)
                     found: list[Found] = [([], []) for _ in queries]
                     if store.index is not None:
                         found = store.index.search(queries, k, allowed, exact=exact)
                     wanted = sorted({slot for _, slots in found for slot in slots})
                     rows = database.records(db, wanted)
-                    if len(rows) < len(wanted) and self.read_only:
-                        continue
                     raw = store.raw(db, wanted) if vectors else {}
                 self._tell(queries, k, found)
                 return found, rows, raw
@@ -402,12 +411,12 @@ class VectorCollection(Forkable):
         self._follow()
         with self._lock.read():
             store = self._readable()
-            index, files = store.index, [] if self.path is None else list(self.path.iterdir())
+            index = store.index
             return CollectionStats(
                 rows=0 if index is None else index.live_count,
                 dim=self.dim or 0,
                 bytes_in_memory=0 if index is None else index.bytes_used,
-                bytes_on_disk=sum(file.stat().st_size for file in files),
+                bytes_on_disk=0 if self.path is None else _size_of(self.path),
                 compression=spec.CompressionSpec("float32") if index is None else index.spec,
                 recall=1.0 if index is None else index.estimated_recall,
                 seq=store.position.seq,
@@ -495,6 +504,14 @@ class VectorCollection(Forkable):
                 "the collection is open for reading only; open it without read_only."
             )
         return self._readable()
+
+
+def _size_of(folder: Path) -> int:
+    size = 0
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the writer replaces files meanwhile
+            size += file.stat().st_size
+    return size
 
 
 def _check_options(dim: int | None, metric: str, recall: float) -> None:
