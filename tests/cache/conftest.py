@@ -29,7 +29,7 @@ class Server:
         for _ in range(5):  # another process may take the port between the look and the start
             self.port = _free_port()
             with contextlib.suppress(ValkeyServerStartupError, OSError):
-                self.start()
+                self.start(patience=0)
                 return
         raise RuntimeError("no Valkey server could be started")
 
@@ -44,9 +44,19 @@ class Server:
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port)
 
-    def start(self) -> None:
-        self._server = ValkeyServer(port=self.port, save="")
-        self._server.start()
+    def start(self, patience: float = 75) -> None:
+        """Start on the port, which the system may hold back for a minute after a kill."""
+        deadline = time.monotonic() + patience
+        while True:
+            self._server = ValkeyServer(port=self.port, save="")
+            try:
+                self._server.start()
+            except (OSError, ValkeyServerStartupError):
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
 
     def kill(self) -> None:
         self._server.terminate()
