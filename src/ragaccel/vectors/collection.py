@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -341,7 +342,7 @@ class VectorCollection(Forkable):
                 found = database.records(db, slots)
                 raw = store.raw(db, slots) if vectors else {}
             if vectors:
-                found = {slot: _with_vector(one, raw[slot]) for slot, one in found.items()}
+                found = {slot: replace(one, vector=raw[slot]) for slot, one in found.items()}
             # Any new row might pass the filter: one more is asked for than was found.
             self._tell(np.zeros((1, self.dim or 0), np.float32), len(slots) + 1, [([], slots)])
         if order is None:
@@ -538,11 +539,4 @@ def _hit(record: Record, score: float, vector: NDArray[np.float32] | None) -> Hi
     return Hit(
         record.id, record.text, record.metadata, record.document_id, record.payload, record.slot,
         vector, score,
-    )  # fmt: skip
-
-
-def _with_vector(record: Record, vector: NDArray[np.float32]) -> Record:
-    return Record(
-        record.id, record.text, record.metadata, record.document_id, record.payload, record.slot,
-        vector,
     )  # fmt: skip

@@ -111,8 +111,7 @@ class Index:
         if spec.exact or not len(self._buffer):
             return
         if self._segment is None:
-            wanted = COMPRESS_FROM_ROWS if self._asked is None else _MIN_TRAIN_ROWS
-            if len(self._buffer) < wanted:
+            if len(self._buffer) < self._compress_from:
                 return
             self._segment = Segment.train(spec, self._metric, self._buffer.rows)
         elif len(self._buffer) < _SEAL_ROWS and not flush:
@@ -128,11 +127,10 @@ class Index:
         """Encode all live rows of the slab anew, with a codec trained on them."""
         spec = self._asked or AUTO
         slots = np.flatnonzero(self._live[: self.slab.end])
-        wanted = COMPRESS_FROM_ROWS if self._asked is None else _MIN_TRAIN_ROWS
         self._segment, self._tombstones = None, 0
         late_slots, late_rows = self._buffer.take()
         late = late_slots >= self.slab.end
-        if spec.exact or len(slots) < wanted:
+        if spec.exact or len(slots) < self._compress_from:
             self._buffer.add(slots, self._prepared(slots))
         else:
             sample = slots[:: max(1, len(slots) // _BLOCK_ROWS)]
@@ -175,6 +173,10 @@ class Index:
             file.unlink(missing_ok=True)
         else:
             self._segment.save(file, rows_of, self._floor)
+
+    @property
+    def _compress_from(self) -> int:
+        return COMPRESS_FROM_ROWS if self._asked is None else _MIN_TRAIN_ROWS
 
     def _encode(self, segment: Segment, slots: NDArray[np.int64]) -> None:
         for start in range(0, len(slots), _BLOCK_ROWS):
