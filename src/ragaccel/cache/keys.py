@@ -69,3 +69,23 @@ def _check(part: Any) -> None:
 
 _SCALARS = frozenset((str, bytes, int, float, bool, type(None)))
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
+
+
+def mark(sort: str, *parts: str) -> bytes:
+    """Return the 8-byte mark under which a ledger strikes something; see `cache.ledger`.
+
+    Args:
+        sort: Such as "namespace", "tag" or "document", which never meet.
+        parts: What tells it apart from others of its sort, the namespace first.
+    """
+    return hashlib.blake2b(_encoder.encode((_FORMAT, sort, parts)), digest_size=8).digest()
+
+
+def namespace_mark(namespace: str) -> bytes:
+    """Return the mark of a tenant, which every entry of the tenant carries."""
+    return mark("namespace", namespace)
+
+
+def key_mark(key: bytes) -> bytes:
+    """Return the mark of a single key."""
+    return key[:8]

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ragaccel.cache.leases import Leases
+    from ragaccel.cache.ledger import Ledger
+
+#: The mark of entries that were stored without a namespace.
+NO_NAMESPACE: Final = bytes(8)
 
 
 class Stored(NamedTuple):
-    """One entry as a level keeps it; `expires` is in seconds since the epoch."""
+    """One entry as a level keeps it.
+
+    Attributes:
+        key: 20 bytes.
+        blob: The framed value.
+        expires: Seconds since the epoch; infinity for never.
+        cost: Seconds the value took to compute, by which a level may choose what to keep.
+        namespace: The 8-byte mark of the tenant; see `keys.namespace_mark`.
+    """
 
     key: bytes
     blob: bytes
     expires: float
+    cost: float = 0.0
+    namespace: bytes = NO_NAMESPACE
+
+
+class Usage(NamedTuple):
+    """What a level holds now, and how many entries it had to let go for its size bound.
+
+    A level that cannot tell something says -1.
+    """
+
+    entries: int
+    bytes: int
+    evictions: int
 
 
 class Level(Protocol):
@@ -22,10 +49,15 @@ class Level(Protocol):
     Attributes:
         name: Under which statistics and spans show it.
         compress: Whether bodies of some size are compressed before they are put here.
+        ledger: Where invalidations are written down for all that share the level; None for a level
+            that keeps none.
+        leases: Rights to compute, given to one of all that share the level; None for none.
     """
 
     name: str
     compress: bool
+    ledger: Ledger | None = None
+    leases: Leases | None = None
 
     def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes]:
         """Return the blobs of those keys that are here and have not expired."""
@@ -36,8 +68,14 @@ class Level(Protocol):
     def delete_many(self, keys: Sequence[bytes]) -> None:
         """Forget the keys."""
 
+    def scan(self, namespace: bytes) -> Iterable[tuple[bytes, bytes]]:
+        """Yield the keys and blobs of a namespace; expired ones may be among them."""
+
     def clear(self) -> None:
         """Forget everything."""
+
+    def usage(self) -> Usage:
+        """Return what the level holds now."""
 
     def close(self) -> None:
         """Let go of files and sockets."""

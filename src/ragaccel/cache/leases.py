@@ -1,0 +1,89 @@
+"""Single flight across processes: the right to compute a key, held by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from ragaccel.resources import Forkable
+
+
+class Leases(Protocol):
+    """Gives the lease of a key to one process; another gets it when it is released or runs out."""
+
+    def acquire(self, key: bytes) -> bool:
+        """Try to get the lease of a key, without waiting; tell whether it was had."""
+
+    def release(self, key: bytes) -> None:
+        """Give a lease back; one that ran out is left to its new holder."""
+
+    async def aacquire(self, key: bytes) -> bool:
+        """Do what `acquire` does, without blocking the event loop."""
+
+    async def arelease(self, key: bytes) -> None:
+        """Do what `release` does, without blocking the event loop."""
+
+
+class FileLeases(Forkable):
+    """Leases as locked bytes of a file: the system releases those of a process that dies.
+
+    Locks of this sort belong to a process, whose own calls single flight keeps apart.
+
+    Args:
+        path: The file; it and its folder are made at the first use.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        self.follow_forks()
+
+    def acquire(self, key: bytes) -> bool:
+        """Try to get the lease of a key; see `Leases`."""
+        try:
+            fcntl.lockf(self._open(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(key))
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def release(self, key: bytes) -> None:
+        """Give a lease back."""
+        if self._file is not None:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(key))
+
+    async def aacquire(self, key: bytes) -> bool:
+        """Do what `acquire` does, which never waits."""
+        return self.acquire(key)
+
+    async def arelease(self, key: bytes) -> None:
+        """Do what `release` does, which never waits."""
+        self.release(key)
+
+    def close(self) -> None:
+        """Give every lease back."""
+        with self._lock:
+            file, self._file = self._file, None
+            if file is not None:
+                os.close(file)
+
+    def _open(self) -> int:
+        with self._lock:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            return self._file
+
+    def after_fork_in_child(self) -> None:
+        """Begin with no lease; closing the parent's file here would not touch its locks."""
+        self._lock = threading.Lock()
+        with contextlib.suppress(OSError):
+            self.close()
+
+
+def _offset(key: bytes) -> int:
+    return int.from_bytes(key[:8], "little") >> 2  # file offsets are 63 bits wide, locks end there

@@ -1,0 +1,106 @@
+"""A circuit breaker: a store that failed a moment ago is not asked again for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Literal
+
+from ragaccel.resources import Forkable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_log = logging.getLogger("ragaccel.cache")
+
+
+class Unavailable(Exception):  # noqa: N818 - raised to the flow, never to a caller
+    """The breaker is open: the store failed a moment ago and is not asked again yet."""
+
+
+class Breaker(Forkable):
+    """Opens at a fault of a store; after a while one call is let through to see whether it is over.
+
+    One line is logged per change of state.
+
+    Args:
+        store: How log lines name it; no secrets.
+        trips: Which exceptions mean that the store itself cannot be reached.
+        retry_after: Seconds without a call after a fault.
+    """
+
+    def __init__(
+        self, store: str, trips: tuple[type[Exception], ...], retry_after: float
+    ) -> None:
+        self._store, self._trips, self._retry_after = store, trips, retry_after
+        self._lock = threading.Lock()
+        self._opened: float | None = None
+        self._probing = False
+        self.follow_forks()
+
+    @property
+    def state(self) -> Literal["closed", "open", "half-open"]:
+        """Whether calls go through, do not, or one is on its way to see."""
+        if self._opened is None:
+            return "closed"
+        return "half-open" if self._probing else "open"
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Watch a call to the store.
+
+        Raises:
+            Unavailable: The store is not to be asked now.
+        """
+        probe = self._enter()
+        try:
+            yield
+        except self._trips as error:
+            self.trip(error)
+            raise
+        except BaseException:
+            if probe:
+                self._probing = False  # neither here nor there: the next call looks again
+            raise
+        if self._opened is not None:
+            self._close()
+
+    def trip(self, error: Exception) -> None:
+        """Open, for a fault that was seen outside of a call."""
+        with self._lock:
+            was, self._opened = self._opened, time.monotonic()
+            self._probing = False
+        if was is None:
+            _log.warning(
+                "%s cannot be reached (%s); the cache goes on without it and looks again every "
+                "%g s",
+                self._store,
+                type(error).__name__,
+                self._retry_after,
+            )
+
+    def _enter(self) -> bool:
+        """Tell whether this call is the one that looks whether the fault is over."""
+        if self._opened is None:
+            return False
+        with self._lock:
+            if self._opened is None:
+                return False
+            if self._probing or time.monotonic() < self._opened + self._retry_after:
+                raise Unavailable(f"{self._store} is not asked again yet")
+            self._probing = True
+            return True
+
+    def _close(self) -> None:
+        with self._lock:
+            was, self._opened = self._opened, None
+            self._probing = False
+        if was is not None:
+            _log.warning("%s can be reached again", self._store)
+
+    def after_fork_in_child(self) -> None:
+        """Take a lock that no thread of the parent holds."""
+        self._lock = threading.Lock()
+        self._probing = False
