@@ -13,7 +13,7 @@ from ragaccel.transparent import Options, unwrap
 
 if TYPE_CHECKING:
     from ragaccel.cache import MultiLevelCache
-    from ragaccel.cache.multilevel import Seconds
+    from ragaccel.cache.ttl import TTL
 
 __all__ = ["accelerate", "unwrap"]
 
@@ -47,7 +47,7 @@ def accelerate(
     *,
     cache: MultiLevelCache | None = None,
     namespace: str | None = None,
-    ttl: Seconds | None = None,
+    ttl: TTL = None,
     identity: str | None = None,
 ) -> T:
     """Return an object of the same class that traces and, if asked to, caches.
@@ -64,7 +64,8 @@ def accelerate(
         obj: A LlamaIndex or LangChain retriever.
         cache: Where results are kept; without it nothing is cached.
         namespace: The tenant whose entries these are; by default the cache's own namespace.
-        ttl: Seconds (or a timedelta) to serve a result for; by default the cache's own.
+        ttl: Seconds (or a timedelta) to serve a result for, or a function of query and result that
+            gives them, such as `adaptive_ttl()`; by default the cache's own.
         identity: A name for everything that decides the answers and cannot be read off the object.
             Needed for classes that ragaccel does not know, such as a retriever of your own; change
             it when the answers change. Its searches in a `CompressedVectorStore` are watched, so
@@ -82,9 +83,9 @@ def accelerate(
     for name in names:
         if name in _ADAPTERS:
             if ttl is not None:
-                from ragaccel.cache.multilevel import seconds
+                from ragaccel.cache.terms import checked
 
-                seconds(ttl)
+                checked(ttl)
             adapter = import_module(_ADAPTERS[name])
             options = Options(cache, namespace, ttl, identity)
             return cast("T", adapter.accelerated(obj, options))

@@ -9,14 +9,15 @@ RagaccelError
 ├── UnsupportedComponentError (TypeError)    an object that `accelerate` cannot wrap
 ├── MissingExtraError (ImportError)          an optional package is not installed
 ├── CacheClosedError                         the cache was closed
+├── InvalidationError                        an invalidation could not be written down
 └── CollectionError
     ├── CollectionNotFoundError (FileNotFoundError)
     ├── CollectionClosedError                the collection was closed
     ├── CollectionLockedError (TimeoutError) another writer holds it
     └── CorruptCollectionError               the stored truth is damaged
 
-Cache, Redis and telemetry faults are never raised into a caller's request: they are counted and
-warned about once as a `RagaccelWarning`.
+Cache, Redis and telemetry faults are never raised into a caller's request: they are counted, and
+logged once per change of state under "ragaccel.cache".
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ class MissingExtraError(RagaccelError, ImportError):
 
 class CacheClosedError(RagaccelError):
     """The cache was used after `close()`."""
+
+
+class InvalidationError(RagaccelError):
+    """An invalidation could not be written down where the cache's sharers would see it."""
 
 
 class CollectionError(RagaccelError):

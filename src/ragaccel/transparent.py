@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ragaccel.cache import MultiLevelCache
-    from ragaccel.cache.multilevel import Seconds
+    from ragaccel.cache.ttl import TTL
 
 T = TypeVar("T")
 
@@ -35,13 +35,14 @@ class Options:
     Attributes:
         cache: Where results are kept; None traces only.
         namespace: The tenant; None for the cache's own.
-        ttl: Lifetime of an entry; None for the cache's own.
+        ttl: Lifetime of an entry, or a function of query and result that gives it; None for the
+            cache's own.
         identity: The user's name for what decides the answers and cannot be seen from outside.
     """
 
     cache: MultiLevelCache | None = None
     namespace: str | None = None
-    ttl: Seconds | None = None
+    ttl: TTL = None
     identity: str | None = None
 
     def __deepcopy__(self, memo: object) -> Self:

@@ -3,12 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from ragaccel.cache.keys import Digest, Uncacheable, digest
-from ragaccel.cache.levels import Level, Stored
+from ragaccel.cache.levels import Level, Stored, Usage
 from ragaccel.cache.levels.disk import DiskLevel
 from ragaccel.cache.levels.memory import MemoryLevel
 from ragaccel.cache.multilevel import MISSING, MultiLevelCache
-from ragaccel.cache.stats import CacheStats
+from ragaccel.cache.stats import CacheStats, Prices
+from ragaccel.cache.ttl import adaptive_ttl, jittered
 from ragaccel.cache.values import PLAIN, Kind, Stale
+from ragaccel.cache.warm import WarmReport, awarm, warm
 
 if TYPE_CHECKING:
     from ragaccel.cache.levels.redis import RedisLevel
@@ -23,11 +25,18 @@ __all__ = [
     "Level",
     "MemoryLevel",
     "MultiLevelCache",
+    "Prices",
     "RedisLevel",
     "Stale",
     "Stored",
     "Uncacheable",
+    "Usage",
+    "WarmReport",
+    "adaptive_ttl",
+    "awarm",
     "digest",
+    "jittered",
+    "warm",
 ]
 
 

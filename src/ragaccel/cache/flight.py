@@ -13,6 +13,10 @@ from ragaccel.resources import Forkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from ragaccel.cache.ledger import Position
+    from ragaccel.cache.values import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +27,20 @@ class Outcome:
     cannot be shared.
     """
 
-    body: bytes | None = None
+    body: Body | None = None
     error: Exception | None = None
+    traceback: TracebackType | None = None
 
 
 class Flight:
     """One computation under way, and those who wait for it."""
 
-    __slots__ = ("_done", "_lock", "_wake", "loop", "outcome")
+    __slots__ = ("_done", "_lock", "_wake", "loop", "outcome", "position")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, position: Position) -> None:
         """Begin a flight whose leader runs on `loop`, or on no loop."""
         self.loop = loop
+        self.position = position
         self.outcome: Outcome | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
@@ -43,7 +49,8 @@ class Flight:
     def land(self, outcome: Outcome) -> None:
         """End the flight and wake everybody who waits."""
         with self._lock:
-            self.outcome = outcome
+            if self.outcome is None:
+                self.outcome = outcome
             wake, self._wake = self._wake, []
         self._done.set()
         for call in wake:
@@ -85,31 +92,47 @@ def _finish(landed: asyncio.Future[None]) -> None:
 
 
 class Flights(Forkable):
-    """The computations under way in this process."""
+    """The computations under way in this process.
+
+    Attributes:
+        landed: How many have ended.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flights: dict[bytes, Flight] = {}
+        self.landed = 0
         self.follow_forks()
 
-    def join(self, key: bytes) -> tuple[Flight, bool]:
-        """Return the key's flight, and whether the caller leads it."""
+    def join(self, key: bytes, position: Position) -> tuple[Flight, bool]:
+        """Return the key's flight, and whether the caller leads it.
+
+        A flight that began before something was struck is not joined any more: its answer may be
+        of before.
+        """
         with self._lock:
             flight = self._flights.get(key)
-            if flight is not None:
+            if flight is not None and flight.position == position:
                 return flight, False
-            flight = self._flights[key] = Flight(running_loop())
+            flight = self._flights[key] = Flight(running_loop(), position)
             return flight, True
+
+    def is_under_way(self, key: bytes) -> bool:
+        """Tell whether the key is being computed."""
+        return key in self._flights
 
     def is_inside(self, key: bytes) -> bool:
         """Tell whether this call happens inside the computation of the key itself."""
-        flight = self._flights.get(key)
-        return flight is not None and flight in _leading.get()
+        leading = _leading.get()
+        return bool(leading) and self._flights.get(key) in leading
 
-    def remove(self, key: bytes) -> None:
-        """Let the next miss of the key lead a new flight."""
+    def end(self, key: bytes, flight: Flight, outcome: Outcome) -> None:
+        """Let the next miss of the key lead a new flight, and wake those who waited."""
         with self._lock:
-            self._flights.pop(key, None)
+            self.landed += 1
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+        flight.land(outcome)
 
     def after_fork_in_child(self) -> None:
         """Begin with none: their leaders are threads of the parent."""

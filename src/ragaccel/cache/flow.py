@@ -3,79 +3,36 @@
 from __future__ import annotations
 
 import time
-import warnings
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from ragaccel import telemetry
 from ragaccel.cache import values
 from ragaccel.cache.flight import Outcome, leading
-from ragaccel.cache.keys import Uncacheable
+from ragaccel.cache.keys import Uncacheable, key_mark
+from ragaccel.cache.ledger import MARK_BYTES
 from ragaccel.cache.levels import Stored
-from ragaccel.errors import RagaccelWarning
+from ragaccel.cache.terms import mark_of_namespace
+from ragaccel.cache.waiting import ASYNC, IO, SYNC
 from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ragaccel.cache.flight import Flight, Flights
+    from ragaccel.cache.leases import Leases
+    from ragaccel.cache.ledger import Ledger
     from ragaccel.cache.levels import Level
     from ragaccel.cache.stats import Recorder
-    from ragaccel.cache.values import Entry, Kind
+    from ragaccel.cache.terms import Terms
+    from ragaccel.cache.values import Entry
+
+__all__ = ["ASYNC", "IO", "SYNC"]
 
 T = TypeVar("T")
 
-
-class IO(Protocol):
-    """Everything a flow waits for."""
-
-    async def get(self, level: Level, key: bytes) -> bytes | None:
-        """Read one key of one level."""
-
-    async def put(self, level: Level, stored: Stored) -> None:
-        """Write one entry to one level."""
-
-    async def delete(self, level: Level, key: bytes) -> None:
-        """Delete one key of one level."""
-
-    async def wait(self, flight: Flight, timeout: float) -> Outcome | None:
-        """Wait for another caller's computation; None where that cannot be waited for."""
-
-
-class SyncIO(IO):
-    """Blocks instead of suspending, so that `io.run` can drive a flow."""
-
-    async def get(self, level: Level, key: bytes) -> bytes | None:
-        return level.get_many((key,)).get(key)
-
-    async def put(self, level: Level, stored: Stored) -> None:
-        level.put_many((stored,))
-
-    async def delete(self, level: Level, key: bytes) -> None:
-        level.delete_many((key,))
-
-    async def wait(self, flight: Flight, timeout: float) -> Outcome | None:
-        return flight.wait(timeout)
-
-
-class AsyncIO(IO):
-    """Waits on the running event loop."""
-
-    async def get(self, level: Level, key: bytes) -> bytes | None:
-        return (await level.aget_many((key,))).get(key)
-
-    async def put(self, level: Level, stored: Stored) -> None:
-        await level.aput_many((stored,))
-
-    async def delete(self, level: Level, key: bytes) -> None:
-        await level.adelete_many((key,))
-
-    async def wait(self, flight: Flight, timeout: float) -> Outcome | None:
-        return await flight.await_(timeout)
-
-
-SYNC: Final = SyncIO()
-ASYNC: Final = AsyncIO()
+_FIRST_PAUSE: Final = 0.002
+_LONGEST_PAUSE: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +40,8 @@ class Found(Generic[T]):
     """A value that a level served, with its stored form."""
 
     value: T
-    body: bytes
+    entry: Entry
     level: str
-    age: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +49,15 @@ class Store:
     """The parts of a cache that its flows use."""
 
     levels: Sequence[Level]
+    ledger: Ledger
+    leases: Leases | None
     flights: Flights
     recorder: Recorder
     flight_timeout: float
 
 
 async def find(
-    io: IO, store: Store, key: bytes, kind: Kind[T], *, levels: Sequence[Level] | None = None
+    io: IO, store: Store, key: bytes, terms: Terms[T], *, levels: Sequence[Level] | None = None
 ) -> Found[T] | None:
     """Ask the levels in order; a hit is written back to the faster ones that missed it.
 
@@ -107,91 +65,113 @@ async def find(
         io: How to wait.
         store: The cache.
         key: The digest.
-        kind: How the value is stored.
-        levels: Which levels to ask; all by default, and then a miss is counted.
+        terms: Whose value it is, and how it is stored.
+        levels: Which levels to ask; all by default.
     """
     missed: list[Level] = []
     for level in store.levels if levels is None else levels:
-        entry = await _read(io, store, level, key)
+        entry = await _read(io, store, level, key, terms.namespace)
+        opened = None if entry is None else open_entry(store, terms, entry)
+        if entry is not None and opened is not None:
+            value, renewed = opened
+            if renewed is not None:
+                entry = entry._replace(body=renewed)
+                missed.append(level)
+            await write(io, store, missed, key, entry)
+            store.recorder.hit(terms.namespace, level.name, entry)
+            return Found(value, entry, level.name)
         if entry is not None:
-            now = time.time()
-            opened = None
-            if entry.expires > now:
-                opened = _open(store, kind, entry)
-                if opened is None:
-                    await _delete(io, store, level, key)
-            if opened is not None:
-                value, renewed = opened
-                if renewed is not None:
-                    entry = replace(entry, body=renewed)
-                    missed.append(level)
-                await write(io, store, missed, key, entry)
-                store.recorder.hit(level.name, entry.cost)
-                return Found(value, entry.body, level.name, now - entry.created)
+            await _delete(io, store, level, key)
         missed.append(level)
-    if levels is None:
-        store.recorder.count("misses")
     return None
 
 
 async def write(io: IO, store: Store, levels: Sequence[Level], key: bytes, entry: Entry) -> None:
     """Write an entry to levels; a level that fails is counted and passed over."""
     for level in levels:
-        blob = values.frame(entry, compress=level.compress)
         try:
-            await io.put(level, Stored(key, blob, entry.expires))
+            await io.put_many(level, (stored(key, entry, compress=level.compress),))
         except Exception as error:  # noqa: BLE001 - a level's fault never reaches the caller
-            _fault(store, level, error)
-
-
-async def remove(io: IO, store: Store, key: bytes) -> None:
-    """Delete a key from every level."""
-    for level in store.levels:
-        await _delete(io, store, level, key)
+            store.recorder.fault(level.name, "writes", error)
+        else:
+            store.recorder.works(level.name, "writes")
 
 
 async def find_or_compute(
-    io: IO,
-    store: Store,
-    key: bytes,
-    kind: Kind[T],
-    compute: Callable[[], Awaitable[T]],
-    ttl: float,
+    io: IO, store: Store, key: bytes, terms: Terms[T], compute: Callable[[], Awaitable[T]]
 ) -> T:
     """Serve the key, or compute it once for all callers that miss it together.
 
     Only the first level is asked by everybody. The slower ones are asked by the leader of a flight,
-    who looks at the first one again: another flight may have landed in between.
+    who looks at the first one again if another flight landed in between.
     """
     if store.flights.is_inside(key):
         return await compute()
+    if store.ledger.shared:
+        await io.prepare(store.ledger)
     with telemetry.stage("cache.lookup") as span:
-        found = await find(io, store, key, kind, levels=store.levels[:1])
+        landed = store.flights.landed
+        found = await find(io, store, key, terms, levels=store.levels[:1])
         if found is not None:
             _tell(span, found)
-            return found.value
-        while True:
-            flight, is_leader = store.flights.join(key)
-            if is_leader:
-                break
-            outcome = await io.wait(flight, store.flight_timeout)
-            if outcome is not ABANDONED:
-                span.set({attributes.CACHE_HIT: False, attributes.CACHE_COALESCED: True})
-                return await _follow(io, store, key, outcome, kind, compute)
+            return _served(io, store, key, terms, found, compute)
+        flight, is_leader, outcome = await _join(io, store, key)
+        if not is_leader:
+            span.set({attributes.CACHE_HIT: False, attributes.CACHE_COALESCED: True})
+            return await _follow(io, store, key, outcome, terms, compute)
         try:
-            found = await find(io, store, key, kind)
+            again = store.flights.landed != landed
+            found = await _find_slower(io, store, key, terms, again=again)
         except BaseException:
-            _end(store, key, flight, ABANDONED)
+            store.flights.end(key, flight, ABANDONED)
             raise
         _tell(span, found)
     if found is not None:
-        _end(store, key, flight, Outcome(found.body))
-        return found.value
-    return await _lead(io, store, flight, key, kind, compute, ttl)
+        store.flights.end(key, flight, Outcome(found.entry.body))
+        return _served(io, store, key, terms, found, compute)
+    store.recorder.count(terms.namespace, "misses")
+    return await _lead(io, store, flight, key, terms, compute)
 
 
 #: The leader was cancelled: one of its followers leads the next flight.
 ABANDONED: Final = Outcome()
+
+
+def _served(
+    io: IO,
+    store: Store,
+    key: bytes,
+    terms: Terms[T],
+    found: Found[T],
+    compute: Callable[[], Awaitable[T]],
+) -> T:
+    """Give out what was found, and see to it that it is computed anew where that is due."""
+    if terms.policy.is_due(found.entry) and not store.flights.is_under_way(key):
+        io.spawn(lambda: _refresh(io, store, key, terms, compute))
+    return found.value
+
+
+async def _join(io: IO, store: Store, key: bytes) -> tuple[Flight, bool, Outcome | None]:
+    """Return the key's flight, whether the caller leads it, and otherwise how it ended."""
+    while True:
+        flight, is_leader = store.flights.join(key, store.ledger.position())
+        if is_leader:
+            return flight, True, None
+        outcome = await io.wait(flight, store.flight_timeout)
+        if outcome is not ABANDONED:
+            return flight, False, outcome
+
+
+async def _find_slower(
+    io: IO, store: Store, key: bytes, terms: Terms[T], *, again: bool
+) -> Found[T] | None:
+    """Ask the levels after the first, and the first again if something landed there since."""
+    if again:
+        return await find(io, store, key, terms)
+    found = await find(io, store, key, terms, levels=store.levels[1:])
+    if found is not None:
+        await write(io, store, store.levels[:1], key, found.entry)
+    return found
 
 
 async def _follow(
@@ -199,23 +179,26 @@ async def _follow(
     store: Store,
     key: bytes,
     outcome: Outcome | None,
-    kind: Kind[T],
+    terms: Terms[T],
     compute: Callable[[], Awaitable[T]],
 ) -> T:
     """Take what the leader left; where that cannot be had, look for oneself, or compute."""
     if outcome is None:
-        found = await find(io, store, key, kind)
-        return await compute() if found is None else found.value
-    if outcome.error is not None:
-        raise outcome.error
-    if outcome.body is not None:
+        found = await find(io, store, key, terms)
+        if found is not None:
+            return found.value
+    elif outcome.error is not None:
+        store.recorder.count(terms.namespace, "coalesced")
+        raise outcome.error.with_traceback(outcome.traceback)
+    elif outcome.body is not None:
         try:
-            value, _ = kind.open(outcome.body)
+            value, _ = terms.kind.open(outcome.body)
         except values.Stale:
-            store.recorder.count("stale")
+            store.recorder.count(terms.namespace, "stale")
         else:
-            store.recorder.count("coalesced")
+            store.recorder.count(terms.namespace, "coalesced")
             return value
+    store.recorder.count(terms.namespace, "misses")
     return await compute()
 
 
@@ -224,83 +207,153 @@ async def _lead(
     store: Store,
     flight: Flight,
     key: bytes,
-    kind: Kind[T],
+    terms: Terms[T],
     compute: Callable[[], Awaitable[T]],
-    ttl: float,
 ) -> T:
-    outcome = ABANDONED
+    """Compute for everybody: in this process as the flight's leader, in all by a lease."""
+    outcome, held = ABANDONED, False
     try:
-        started = time.perf_counter()
+        held, found = await _claim(io, store, key, terms)
+        if found is not None:
+            outcome = Outcome(found.entry.body)
+            return found.value
+        position, started = store.ledger.position(), time.perf_counter()
         try:
             with leading(flight):
                 value = await compute()
         except Exception as error:
-            outcome = Outcome(error=error)
+            outcome = Outcome(error=error, traceback=error.__traceback__)
             raise
         cost = time.perf_counter() - started
         try:
-            body = kind.pack(value)
+            body = terms.kind.pack(value)
+            entry = terms.entry(value, body, position, cost)
         except Uncacheable as reason:
             store.recorder.bypass(reason.reason)
             outcome = Outcome()
             return value
         outcome = Outcome(body)
         flight.land(outcome)
-        now = time.time()
-        await write(io, store, store.levels, key, values.Entry(body, now, now + ttl, cost))
+        if entry is not None:
+            await write(io, store, store.levels, key, entry)
         return value
     finally:
-        _end(store, key, flight, outcome)
+        store.flights.end(key, flight, outcome)
+        if held and store.leases is not None:
+            await io.release(store.leases, key)
 
 
-def _end(store: Store, key: bytes, flight: Flight, outcome: Outcome) -> None:
-    store.flights.remove(key)
-    flight.land(outcome)
+async def _claim(io: IO, store: Store, key: bytes, terms: Terms[T]) -> tuple[bool, Found[T] | None]:
+    """Get the right to compute, or what another process computed while this one waited for it.
+
+    Returns:
+        Whether the lease is held, and what was found. Without either the caller computes: the
+        leases cannot be had, or their holder takes too long.
+    """
+    if store.leases is None:
+        return False, None
+    deadline, pause = time.monotonic() + store.flight_timeout, _FIRST_PAUSE
+    while True:
+        try:
+            held = await io.acquire(store.leases, key)
+        except Exception as error:  # noqa: BLE001 - the caller's request goes on
+            store.recorder.fault(store.levels[-1].name, "leases", error)
+            return False, None
+        found = await find(io, store, key, terms, levels=store.levels[-1:])
+        if found is not None:
+            await write(io, store, store.levels[:-1], key, found.entry)
+        if held or found is not None or time.monotonic() > deadline:
+            return held, found
+        await io.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+async def _refresh(
+    io: IO, store: Store, key: bytes, terms: Terms[T], compute: Callable[[], Awaitable[T]]
+) -> None:
+    """Compute a value anew while the old one is served; one caller of all processes does it."""
+    flight, is_leader = store.flights.join(key, store.ledger.position())
+    if not is_leader:
+        return
+    held, outcome = False, ABANDONED
+    try:
+        if store.leases is not None:
+            held = await io.acquire(store.leases, key)
+            if not held:
+                return
+        position, started = store.ledger.position(), time.perf_counter()
+        with leading(flight):
+            value = await compute()
+        body = terms.kind.pack(value)
+        outcome = Outcome(body)
+        entry = terms.entry(value, body, position, time.perf_counter() - started)
+        if entry is not None:
+            await write(io, store, store.levels, key, entry)
+        store.recorder.count(terms.namespace, "refreshed")
+    except Exception:  # noqa: BLE001 - the old value was served; the next caller tries again
+        store.recorder.count(terms.namespace, "refresh_errors")
+    finally:
+        store.flights.end(key, flight, outcome)
+        if held and store.leases is not None:
+            await io.release(store.leases, key)
 
 
 def _tell(span: telemetry.Stage, found: Found[T] | None) -> None:
     span.set({attributes.CACHE_HIT: found is not None})
     if found is not None:
-        span.set({attributes.CACHE_LEVEL: found.level, attributes.CACHE_AGE: found.age})
+        age = time.time() - found.entry.created
+        span.set({attributes.CACHE_LEVEL: found.level, attributes.CACHE_AGE: age})
 
 
-async def _read(io: IO, store: Store, level: Level, key: bytes) -> Entry | None:
+async def _read(io: IO, store: Store, level: Level, key: bytes, namespace: str) -> Entry | None:
+    """Return the entry of a level that may be served."""
     try:
         blob = await io.get(level, key)
-        if blob is None:
-            return None
     except Exception as error:  # noqa: BLE001 - see write
-        _fault(store, level, error)
+        store.recorder.fault(level.name, "reads", error)
         return None
-    entry = values.unframe(blob)
-    if entry is None:
-        store.recorder.count("damaged")
+    store.recorder.works(level.name, "reads")
+    if blob is None:
+        return None
+    entry = readable(store, namespace, key, blob)
+    if entry is None and values.unframe(key, blob) is None:
         await _delete(io, store, level, key)
     return entry
 
 
+def readable(store: Store, namespace: str, key: bytes, blob: bytes) -> Entry | None:
+    """Return what a level gave, if it may be served."""
+    entry = values.unframe(key, blob)
+    if entry is None or not entry.marks.startswith(mark_of_namespace(namespace)):
+        store.recorder.count(namespace, "damaged")
+        return None
+    if entry.expires <= time.time():
+        return None
+    if not store.ledger.stands(entry.position, entry.created, entry.marks + key_mark(key)):
+        store.recorder.count(namespace, "invalidated")
+        return None
+    return entry
+
+
+def stored(key: bytes, entry: Entry, *, compress: bool) -> Stored:
+    """Return an entry as a level keeps it."""
+    blob = values.frame(key, entry, compress=compress)
+    return Stored(key, blob, entry.expires, entry.cost, entry.marks[:MARK_BYTES])
+
+
 async def _delete(io: IO, store: Store, level: Level, key: bytes) -> None:
     try:
-        await io.delete(level, key)
+        await io.delete(level, (key,))
     except Exception as error:  # noqa: BLE001 - see write
-        _fault(store, level, error)
+        store.recorder.fault(level.name, "writes", error)
 
 
-def _open(store: Store, kind: Kind[T], entry: Entry) -> tuple[T, bytes | None] | None:
+def open_entry(store: Store, terms: Terms[T], entry: Entry) -> tuple[T, bytes | None] | None:
+    """Return a fresh value and perhaps a new body, or None for what must not be served."""
     try:
-        return kind.open(entry.body)
+        return terms.kind.open(entry.body)
     except values.Stale:
-        store.recorder.count("stale")
+        store.recorder.count(terms.namespace, "stale")
     except Exception:  # noqa: BLE001 - a body that does not decode is as good as none
-        store.recorder.count("damaged")
+        store.recorder.count(terms.namespace, "damaged")
     return None
-
-
-def _fault(store: Store, level: Level, error: Exception) -> None:
-    if store.recorder.error(level.name) == 1:
-        warnings.warn(
-            f"the {level.name} level of the cache failed and is passed over while it does: "
-            f"{type(error).__name__}: {error}",
-            RagaccelWarning,
-            stacklevel=2,
-        )

@@ -9,8 +9,8 @@ changed does not stand either.
 
 from __future__ import annotations
 
-import secrets
 import threading
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ragaccel.resources import Forkable
@@ -104,9 +104,9 @@ class Strikes:
             else:
                 self._struck[mark] = max(seq, self._struck.get(mark, 0))
 
-    def strike(self, marks: Iterable[bytes]) -> None:
-        """Write down strikes of this process's own."""
-        following = self.seq + 1
+    def strike(self, marks: Iterable[bytes], seq: int = 0) -> None:
+        """Write down a strike of this process's own, with a number of its own if it is higher."""
+        following = max(self.seq + 1, seq)
         self.add([(mark, following) for mark in marks])
         if len(self._struck) > CAPACITY:
             self.forget(sorted(self._struck.values())[CAPACITY // 2])
@@ -133,27 +133,31 @@ class Strikes:
 
 
 class ProcessLedger(Forkable):
-    """The ledger of a level that nobody else sees."""
+    """A ledger in the memory of this process, which numbers strikes by the clock.
+
+    It is that of the memory level. Beside a shared level that keeps no ledger it holds for what
+    others stored there too, but others do not hear of it and a restart forgets it.
+    """
 
     shared = False
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._strikes = Strikes(secrets.randbits(63))
+        self._strikes = Strikes(0)
         self.follow_forks()
 
     def position(self) -> Position:
         """Return where the ledger stands."""
         return self._strikes.position
 
-    def stands(self, position: Position, created: float, marks: bytes) -> bool:
+    def stands(self, position: Position, created: float, marks: bytes) -> bool:  # noqa: ARG002
         """Tell whether an entry may be served; see `Ledger`."""
         return self._strikes.stand(position, marks)
 
     def strike(self, marks: Sequence[bytes]) -> None:
         """Let no entry with one of the marks stand from now on."""
         with self._lock:
-            self._strikes.strike(marks)
+            self._strikes.strike(marks, time.time_ns())
 
     async def astrike(self, marks: Sequence[bytes]) -> None:
         """Do what `strike` does."""

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
-from ragaccel.cache import flow
+from ragaccel import telemetry
+from ragaccel.cache import bulk, flow
+from ragaccel.cache.figures import figures
 from ragaccel.cache.flight import Flights
 from ragaccel.cache.keys import Digest, Uncacheable, digest
+from ragaccel.cache.ledger import EVERYTHING, ProcessLedger
+from ragaccel.cache.levels import Usage
 from ragaccel.cache.levels.disk import DiskLevel
 from ragaccel.cache.levels.memory import MemoryLevel
 from ragaccel.cache.stats import CacheStats, Recorder
-from ragaccel.cache.values import PLAIN, Entry, Kind
-from ragaccel.errors import CacheClosedError, ConfigurationError
+from ragaccel.cache.terms import Policy, Terms, checked, mark_of_namespace, marks
+from ragaccel.cache.ttl import TTL, Seconds, seconds
+from ragaccel.cache.values import PLAIN, Kind
+from ragaccel.cache.warm import WarmReport, awarm, warm
+from ragaccel.errors import CacheClosedError, ConfigurationError, InvalidationError, RagaccelError
 from ragaccel.io import run
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from ragaccel.cache.levels import Level
+    from ragaccel.cache.values import Body
 
 T = TypeVar("T")
-Seconds = float | timedelta
 
 _FLIGHT_TIMEOUT: Final = 60.0
 
@@ -49,16 +55,38 @@ class _Missing:
 MISSING: Final = _Missing()
 
 
+class CacheOptions(TypedDict, total=False):
+    """Options of a cache; see `MultiLevelCache`."""
+
+    namespace: str
+    ttl: TTL
+    negative_ttl: Seconds | None
+    stale_while_revalidate: Seconds | None
+    early_refresh: float
+    single_flight_across_processes: bool
+
+
 class MultiLevelCache:
     """A cache of several levels: a hit is written back to the faster ones, a miss is computed once.
 
-    A fault of a level is counted and warned about once; it is never raised into a look-up.
+    A fault of a level is counted and logged once; it is never raised into a look-up.
 
     Args:
         levels: Fastest first, such as `[MemoryLevel(), DiskLevel("cache.sqlite")]`.
         namespace: The tenant or application. Nothing is shared between two namespaces.
         ttl: Seconds (or a timedelta) that an entry is served for unless it says otherwise; None
-            for no limit.
+            for no limit; or a function of query and result that gives them, such as
+            `adaptive_ttl()`.
+        negative_ttl: The longest that an empty result (None, [], "") is served; None for no
+            difference.
+        stale_while_revalidate: Seconds after its lifetime in which an entry is still served by
+            `get_or_compute` and by wrapped components, while it is computed anew in the background.
+            What was invalidated is not served.
+        early_refresh: How eagerly entries are computed anew in the background before their lifetime
+            ends, so that many callers do not miss at once: 0 never, 1 as in the paper (see
+            `Policy.is_due`), more is earlier.
+        single_flight_across_processes: Whether of several processes that miss a key together one
+            computes and the others wait for it; needs a disk or Redis level.
 
     Example:
         >>> cache = MultiLevelCache.open()
@@ -73,18 +101,44 @@ class MultiLevelCache:
         levels: Sequence[Level],
         *,
         namespace: str = "default",
-        ttl: Seconds | None = 3600,
+        ttl: TTL = 3600,
+        negative_ttl: Seconds | None = 60,
+        stale_while_revalidate: Seconds | None = None,
+        early_refresh: float = 0.0,
+        single_flight_across_processes: bool = True,
     ) -> None:
-        if not isinstance(levels, (list, tuple)) or not levels:
-            raise ConfigurationError(f"a cache needs a list of levels, got {levels!r}.")
-        for level in levels:
-            if not hasattr(level, "aget_many"):
-                raise ConfigurationError(f"{level!r} is no level, such as MemoryLevel() is.")
+        _check_levels(levels)
+        if early_refresh < 0:
+            raise ConfigurationError(f"early_refresh must not be negative, got {early_refresh}.")
         self.levels = tuple(levels)
         self.namespace = namespace
-        self._ttl = seconds(ttl)
-        self._store = flow.Store(self.levels, Flights(), Recorder(), _FLIGHT_TIMEOUT)
+        self._options: CacheOptions = {
+            "namespace": namespace,
+            "ttl": ttl,
+            "negative_ttl": negative_ttl,
+            "stale_while_revalidate": stale_while_revalidate,
+            "early_refresh": early_refresh,
+            "single_flight_across_processes": single_flight_across_processes,
+        }
+        self._policy = Policy(
+            checked(ttl),
+            None if negative_ttl is None else seconds(negative_ttl),
+            0.0 if stale_while_revalidate is None else seconds(stale_while_revalidate),
+            early_refresh,
+        )
+        shared = self.levels[-1]
+        leases = getattr(shared, "leases", None) if single_flight_across_processes else None
+        self._store = flow.Store(
+            self.levels,
+            getattr(shared, "ledger", None) or ProcessLedger(),
+            leases,
+            Flights(),
+            Recorder(),
+            _FLIGHT_TIMEOUT,
+        )
+        _follow(self.levels)
         self._closed = False
+        telemetry.measure(self)
 
     @classmethod
     def open(
@@ -92,85 +146,143 @@ class MultiLevelCache:
         path: str | os.PathLike[str] | None = None,
         *,
         redis: str | None = None,
-        namespace: str = "default",
-        ttl: Seconds | None = 3600,
         memory_bytes: int = 256 * 1024 * 1024,
         disk_bytes: int = 4 * 1024**3,
+        namespace_bytes: int | None = None,
+        **options: Unpack[CacheOptions],
     ) -> Self:
         """Make the usual cache: memory, then a file, then a Redis or Valkey server.
 
         Args:
             path: A folder for the disk level; None for no disk level.
             redis: The URL of a server, such as `redis://localhost:6379`; None for no Redis level.
-            namespace: See the class.
-            ttl: See the class.
             memory_bytes: Size bound of the memory level.
             disk_bytes: Size bound of the disk level.
+            namespace_bytes: The most that one namespace may take of memory and of disk; None for
+                no limit but the levels' own.
+            options: See the class.
 
         Raises:
             MissingExtraError: `redis` is given and redis-py is not installed.
         """
-        levels: list[Level] = [MemoryLevel(memory_bytes)]
+        levels: list[Level] = [MemoryLevel(memory_bytes, namespace_bytes=namespace_bytes)]
         if path is not None:
-            levels.append(DiskLevel(Path(path) / "cache.sqlite", disk_bytes))
+            file = Path(path) / "cache.sqlite"
+            levels.append(DiskLevel(file, disk_bytes, namespace_bytes=namespace_bytes))
         if redis is not None:
             from ragaccel.cache.levels.redis import RedisLevel
 
             levels.append(RedisLevel(redis))
-        return cls(levels, namespace=namespace, ttl=ttl)
+        return cls(levels, **options)
 
     def get(self, key: Any) -> Any:
         """Return a fresh copy of the value under the key, or `MISSING`."""
-        return _value(run(flow.find(flow.SYNC, self._open_store(), self._key(key), PLAIN)))
+        return run(self._get(flow.SYNC, key))
 
     async def aget(self, key: Any) -> Any:
         """Return what `get` does, without blocking the event loop."""
-        return _value(await flow.find(flow.ASYNC, self._open_store(), self._key(key), PLAIN))
+        return await self._get(flow.ASYNC, key)
 
-    def set(self, key: Any, value: Any, *, ttl: Seconds | None = None) -> None:
-        """Store a value on every level.
+    def get_many(self, keys: Sequence[Any]) -> list[Any]:
+        """Return the values under several keys in their order, `MISSING` where there is none.
+
+        Each level is asked once for all keys that the faster ones do not have.
+        """
+        return run(self._get_many(flow.SYNC, keys))
+
+    async def aget_many(self, keys: Sequence[Any]) -> list[Any]:
+        """Return what `get_many` does, without blocking the event loop."""
+        return await self._get_many(flow.ASYNC, keys)
+
+    def set(
+        self,
+        key: Any,
+        value: Any,
+        *,
+        ttl: TTL = None,
+        tags: Iterable[str] = (),
+        documents: Iterable[str] = (),
+    ) -> None:
+        """Store a value on every level; one that is replaced is not served anywhere any more.
 
         Args:
             key: Numbers, strings, bytes, None, and lists, tuples and dicts of them.
             value: Strings, bytes, numbers, None, lists, dicts with string keys, numpy arrays.
-            ttl: Seconds (or a timedelta) to serve it for; the cache's own by default.
+            ttl: Seconds (or a timedelta) to serve it for; the cache's own by default, and
+                `math.inf` for no limit.
+            tags: What it is invalidated by; see `invalidate`.
+            documents: Ids of the documents it was made of; see `invalidate`.
 
         Raises:
             ConfigurationError: The key or the value cannot be stored faithfully.
+            InvalidationError: An older value was replaced, and that could not be written down.
         """
-        found, entry = self._key(key), self._entry(value, ttl)
-        run(flow.write(flow.SYNC, self._open_store(), self.levels, found, entry))
+        with _telling():
+            run(self._set(flow.SYNC, [(key, value)], ttl, tags, documents))
 
-    async def aset(self, key: Any, value: Any, *, ttl: Seconds | None = None) -> None:
+    async def aset(
+        self,
+        key: Any,
+        value: Any,
+        *,
+        ttl: TTL = None,
+        tags: Iterable[str] = (),
+        documents: Iterable[str] = (),
+    ) -> None:
         """Do what `set` does, without blocking the event loop."""
-        found, entry = self._key(key), self._entry(value, ttl)
-        await flow.write(flow.ASYNC, self._open_store(), self.levels, found, entry)
+        with _telling():
+            await self._set(flow.ASYNC, [(key, value)], ttl, tags, documents)
 
-    def delete(self, key: Any) -> None:
-        """Forget a key on every level."""
-        run(flow.remove(flow.SYNC, self._open_store(), self._key(key)))
+    def set_many(
+        self, items: Iterable[tuple[Any, Any]], *, ttl: TTL = None, tags: Iterable[str] = ()
+    ) -> None:
+        """Store pairs of key and value, with one call of each level; see `set`."""
+        with _telling():
+            run(self._set(flow.SYNC, list(items), ttl, tags, ()))
 
-    async def adelete(self, key: Any) -> None:
+    async def aset_many(
+        self, items: Iterable[tuple[Any, Any]], *, ttl: TTL = None, tags: Iterable[str] = ()
+    ) -> None:
+        """Do what `set_many` does, without blocking the event loop."""
+        with _telling():
+            await self._set(flow.ASYNC, list(items), ttl, tags, ())
+
+    def delete(self, *keys: Any) -> None:
+        """Forget keys on every level and in every process.
+
+        Raises:
+            InvalidationError: It could not be written down; call it again.
+        """
+        with _telling():
+            run(bulk.remove(flow.SYNC, self._open_store(), [self._key(key) for key in keys]))
+
+    async def adelete(self, *keys: Any) -> None:
         """Do what `delete` does, without blocking the event loop."""
-        await flow.remove(flow.ASYNC, self._open_store(), self._key(key))
+        with _telling():
+            await bulk.remove(flow.ASYNC, self._open_store(), [self._key(key) for key in keys])
 
     def get_or_compute(
         self,
         key: Any,
         compute: Callable[[], T],
         *,
-        ttl: Seconds | None = None,
+        ttl: TTL = None,
+        tags: Iterable[str] = (),
+        documents: Iterable[str] = (),
         kind: Kind[T] = PLAIN,
     ) -> T:
         """Return the value under the key, computing it where no level has it.
 
-        Of all threads and tasks of this process that miss the key at the same time one computes
-        and the others get its result, or its error.
+        Of all threads and tasks, and with a disk or Redis level of all processes, that miss the key
+        at the same time one computes and the others get its result. Within a process they also get
+        its error; another process computes for itself then.
 
         Args:
             key: See `set`; or a digest of `cache.keys`.
             compute: Called without arguments on a miss.
-            ttl: See `set`.
+            ttl: See `set`; or a function of key and value.
+            tags: See `set`.
+            documents: See `set`.
             kind: How the value is stored; plain values by default.
 
         Raises:
@@ -180,18 +292,26 @@ class MultiLevelCache:
         async def compute_now() -> T:
             return compute()
 
-        return run(self.find_or_compute(flow.SYNC, key, compute_now, ttl=ttl, kind=kind))
+        return run(
+            self.find_or_compute(
+                flow.SYNC, key, compute_now, ttl=ttl, tags=tags, documents=documents, kind=kind
+            )
+        )
 
     async def aget_or_compute(
         self,
         key: Any,
         compute: Callable[[], Awaitable[T]],
         *,
-        ttl: Seconds | None = None,
+        ttl: TTL = None,
+        tags: Iterable[str] = (),
+        documents: Iterable[str] = (),
         kind: Kind[T] = PLAIN,
     ) -> T:
         """Return what `get_or_compute` does; `compute` is awaited."""
-        return await self.find_or_compute(flow.ASYNC, key, compute, ttl=ttl, kind=kind)
+        return await self.find_or_compute(
+            flow.ASYNC, key, compute, ttl=ttl, tags=tags, documents=documents, kind=kind
+        )
 
     def find_or_compute(
         self,
@@ -199,48 +319,160 @@ class MultiLevelCache:
         key: Any,
         compute: Callable[[], Awaitable[T]],
         *,
-        ttl: Seconds | None = None,
+        ttl: TTL = None,
         kind: Kind[T] = PLAIN,
+        tags: Iterable[str] = (),
+        documents: Iterable[str] = (),
+        namespace: str | None = None,
+        query: Any = MISSING,
     ) -> Coroutine[Any, Any, T]:
-        """Return the flow behind `get_or_compute`, for adapters that are flows themselves."""
-        store, lifetime = self._open_store(), self._lifetime(ttl)
-        return flow.find_or_compute(io, store, self._key(key), kind, compute, lifetime)
+        """Return the flow behind `get_or_compute`, for adapters that are flows themselves.
+
+        Args:
+            io: How to wait.
+            key: See `get_or_compute`.
+            compute: Awaited on a miss.
+            ttl: See `get_or_compute`.
+            kind: See `get_or_compute`.
+            tags: See `set`.
+            documents: See `set`.
+            namespace: Whose the entry is, where the key is a digest; the cache's own by default.
+            query: What a ttl function is shown; the key by default.
+        """
+        store = self._open_store()
+        terms = Terms(
+            kind,
+            self.namespace if namespace is None else namespace,
+            self._policy,
+            self._policy.ttl if ttl is None else checked(ttl),
+            key if query is MISSING else query,
+            tags,
+            documents,
+        )
+        if tags or documents:
+            marks(terms.namespace, tags, documents)
+        return flow.find_or_compute(io, store, self._key(key), terms, compute)
+
+    def invalidate(
+        self,
+        tags: Iterable[str] = (),
+        documents: Iterable[str] = (),
+        namespace: str | None = None,
+        *,
+        everything: bool = False,
+    ) -> None:
+        """Serve no entry of these any more, in this process and in all that share the last level.
+
+        It costs the same however many entries there are. Entries that are being computed now do
+        not stand either. Other processes hear of it at once through the disk, and within
+        milliseconds through Redis.
+
+        Args:
+            tags: Entries with one of these tags.
+            documents: Entries made of one of these documents, which wrapped retrievers note down
+                by themselves.
+            namespace: Of which namespace; the cache's own by default. Without tags and documents:
+                all its entries.
+            everything: All entries of all namespaces.
+
+        Raises:
+            ConfigurationError: Nothing was named.
+            InvalidationError: It could not be written down; call it again.
+        """
+        struck = self._struck(tags, documents, namespace, everything=everything)
+        with _telling():
+            self._open_store().ledger.strike(struck)
+
+    async def ainvalidate(
+        self,
+        tags: Iterable[str] = (),
+        documents: Iterable[str] = (),
+        namespace: str | None = None,
+        *,
+        everything: bool = False,
+    ) -> None:
+        """Do what `invalidate` does, without blocking the event loop."""
+        struck = self._struck(tags, documents, namespace, everything=everything)
+        with _telling():
+            await self._open_store().ledger.astrike(struck)
+
+    def warm(
+        self,
+        queries: Iterable[Any] | str | os.PathLike[str],
+        through: Any,
+        *,
+        concurrency: int = 4,
+        rate: float | None = None,
+        progress: bool = True,
+    ) -> WarmReport:
+        """Ask every query once, so that the answers are cached; see `ragaccel.cache.warm.warm`."""
+        self._open_store()
+        return warm(queries, through, concurrency=concurrency, rate=rate, progress=progress)
+
+    async def awarm(
+        self,
+        queries: Iterable[Any] | str | os.PathLike[str],
+        through: Any,
+        *,
+        concurrency: int = 4,
+        rate: float | None = None,
+        progress: bool = True,
+    ) -> WarmReport:
+        """Do what `warm` does, without blocking the event loop."""
+        self._open_store()
+        return await awarm(queries, through, concurrency=concurrency, rate=rate, progress=progress)
+
+    def scan(self) -> Iterator[Any]:
+        """Yield the plain values of the cache's own namespace; it reads all entries of a level.
+
+        For stores that list their keys; a level that fails is passed over.
+        """
+        store = self._open_store()
+        run(flow.SYNC.prepare(store.ledger))
+        return bulk.scan(store, Terms(PLAIN, self.namespace, self._policy))
 
     def bypass(self, reason: str) -> None:
         """Count a call that had to go past the cache, under a reason."""
         self._store.recorder.bypass(reason)
 
     def clear(self) -> None:
-        """Forget everything on every level, in all namespaces.
+        """Forget everything in all namespaces, and erase it on every level.
 
         Raises:
+            InvalidationError: It could not be written down; call it again.
             Exception: Whatever a level raises: that something is still there must be known.
         """
-        self._open_store()
-        failed = []
+        store, failed = self._open_store(), []
         for level in self.levels:
             try:
                 level.clear()
             except Exception as error:  # noqa: BLE001 - the other levels are cleared first
                 failed.append(error)
+        with _telling():
+            store.ledger.strike((EVERYTHING,))
         if failed:
             raise failed[0]
 
     async def aclear(self) -> None:
         """Do what `clear` does, without blocking the event loop."""
-        self._open_store()
-        failed = []
+        store, failed = self._open_store(), []
         for level in self.levels:
             try:
                 await level.aclear()
             except Exception as error:  # noqa: BLE001 - the other levels are cleared first
                 failed.append(error)
+        with _telling():
+            await store.ledger.astrike((EVERYTHING,))
         if failed:
             raise failed[0]
 
     def stats(self) -> CacheStats:
-        """Return what the cache did since it was made."""
-        return self._store.recorder.snapshot()
+        """Return what the cache did since it was made, and what its levels hold."""
+        return self._store.recorder.snapshot({level.name: _usage(level) for level in self.levels})
+
+    def figures(self) -> list[telemetry.Figure]:
+        """Return the statistics as metrics; a namespace is told by its name."""
+        return figures(self.stats())
 
     def close(self) -> None:
         """Close every level; the cache cannot be used afterwards."""
@@ -267,12 +499,49 @@ class MultiLevelCache:
         await self.aclose()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.levels, self.namespace, self._ttl)
+        return _rebuild, (type(self), self.levels, self._options)
 
     def _open_store(self) -> flow.Store:
         if self._closed:
             raise CacheClosedError("the cache is closed; open a new one.")
         return self._store
+
+    async def _get(self, io: flow.IO, key: Any) -> Any:
+        store, found_key = self._open_store(), self._key(key)
+        if store.ledger.shared:
+            await io.prepare(store.ledger)
+        found = await flow.find(io, store, found_key, self._plain)
+        if found is None or found.entry.fresh <= time.time():
+            store.recorder.count(self.namespace, "misses")
+            return MISSING
+        return found.value
+
+    async def _get_many(self, io: flow.IO, keys: Sequence[Any]) -> list[Any]:
+        store, digests = self._open_store(), [self._key(key) for key in keys]
+        if store.ledger.shared:
+            await io.prepare(store.ledger)
+        found = await bulk.find(io, store, digests, self._plain)
+        return [found.get(key, MISSING) for key in digests]
+
+    async def _set(
+        self,
+        io: flow.IO,
+        items: list[tuple[Any, Any]],
+        ttl: TTL,
+        tags: Iterable[str],
+        documents: Iterable[str],
+    ) -> None:
+        store = self._open_store()
+        lifetime = self._policy.ttl if ttl is None else checked(ttl)
+        kept = []
+        for key, value in items:
+            terms = Terms(PLAIN, self.namespace, self._policy, lifetime, key, tags, documents)
+            kept.append((self._key(key), terms, value, _packed(value)))
+        await bulk.keep(io, store, kept)
+
+    @property
+    def _plain(self) -> Terms[Any]:
+        return Terms(PLAIN, self.namespace, self._policy)
 
     def _key(self, key: Any) -> bytes:
         if type(key) is Digest:
@@ -285,41 +554,77 @@ class MultiLevelCache:
                 f"{error.__cause__}"
             ) from error
 
-    def _entry(self, value: Any, ttl: Seconds | None) -> Entry:
-        try:
-            body = PLAIN.pack(value)
-        except Uncacheable as error:
+    def _struck(
+        self,
+        tags: Iterable[str],
+        documents: Iterable[str],
+        namespace: str | None,
+        *,
+        everything: bool,
+    ) -> list[bytes]:
+        if everything:
+            return [EVERYTHING]
+        whose = self.namespace if namespace is None else namespace
+        named = marks(whose, tags, documents)
+        if named:
+            return named
+        if namespace is None:
             raise ConfigurationError(
-                f"{type(value).__name__} cannot be stored faithfully; store strings, bytes, "
-                "numbers, None, lists, dicts with string keys, or numpy arrays."
-            ) from error
-        now = time.time()
-        return Entry(body, now, now + self._lifetime(ttl), 0.0)
+                "name tags, documents or a namespace to invalidate, or everything=True."
+            )
+        return [mark_of_namespace(namespace)]
 
-    def _lifetime(self, ttl: Seconds | None) -> float:
-        return self._ttl if ttl is None else seconds(ttl)
+
+def _check_levels(levels: object) -> None:
+    if not isinstance(levels, (list, tuple)) or not levels:
+        raise ConfigurationError(f"a cache needs a list of levels, got {levels!r}.")
+    for level in levels:
+        if not hasattr(level, "aget_many"):
+            raise ConfigurationError(f"{level!r} is no level, such as MemoryLevel() is.")
+
+
+def _follow(levels: Sequence[Level]) -> None:
+    """Let the levels of this machine hear what others write to a level that they share."""
+    for at, level in enumerate(levels):
+        follow = getattr(level, "follow", None)
+        if follow is not None:
+            for faster in levels[:at]:
+                if hasattr(faster, "forget"):
+                    follow(faster)
 
 
 def _rebuild(
-    cls: type[MultiLevelCache], levels: Sequence[Level], namespace: str, ttl: float
+    cls: type[MultiLevelCache], levels: Sequence[Level], options: CacheOptions
 ) -> MultiLevelCache:
-    return cls(levels, namespace=namespace, ttl=ttl)
+    return cls(levels, **options)
 
 
-def _value(found: flow.Found[Any] | None) -> Any:
-    return MISSING if found is None else found.value
+def _packed(value: Any) -> Body:
+    try:
+        return PLAIN.pack(value)
+    except Uncacheable as error:
+        raise ConfigurationError(
+            f"{type(value).__name__} cannot be stored faithfully; store strings, bytes, "
+            "numbers, None, lists, dicts with string keys, or numpy arrays."
+        ) from error
 
 
-def seconds(ttl: Seconds | None) -> float:
-    """Return a lifetime in seconds; None is none, and lasts for ever.
+def _usage(level: Level) -> Usage:
+    try:
+        return level.usage()
+    except Exception:  # noqa: BLE001 - statistics of the others are still wanted
+        return Usage(-1, -1, -1)
 
-    Raises:
-        ConfigurationError: It is not positive, or no time at all.
-    """
-    if ttl is None:
-        return math.inf
-    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
-    given: Any = seconds
-    if not isinstance(given, (int, float)) or not given > 0:
-        raise ConfigurationError(f"ttl must be positive seconds or a timedelta, got {ttl!r}.")
-    return float(seconds)
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Turn a failed strike into an error that says what it means."""
+    try:
+        yield
+    except RagaccelError:
+        raise
+    except Exception as error:
+        raise InvalidationError(
+            "the invalidation could not be written down, so that old values may still be served; "
+            f"call it again when the cache's last level can be reached ({type(error).__name__})."
+        ) from error

@@ -1,14 +1,15 @@
 """Values: what is stored, framed so that damage and foreign bytes are seen before they are used.
 
-Frame: magic and version, flags, time stored, time of expiry, seconds the value took to compute,
-xxh3-64 of all the rest, body. A body is MessagePack of an allow-listed shape; nothing is pickled.
+Frame: magic and version, xxh3-64 of all the rest seeded with the key, flags, times, cost, tokens,
+position of the ledger, marks, body. A body is MessagePack of an allow-listed shape; nothing is
+pickled. The checksum shows damage and bytes under a wrong key, not a forger who can write there.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,42 +17,63 @@ import xxhash
 import zstandard
 
 from ragaccel.cache.keys import Uncacheable
+from ragaccel.cache.ledger import MARK_BYTES, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
+Body = bytes | memoryview
 
-_MAGIC = b"rA1"
-_HEAD = struct.Struct("<3sBddf")
-_SUM = struct.Struct("<Q")
-_BODY_AT = _HEAD.size + _SUM.size
-_COMPRESSED = 1
-_COMPRESS_FROM_BYTES = 2048
-_MAX_BODY_BYTES = 1024**3
-_ARRAY = 1
-_MAX_DEPTH = 64
+_MAGIC: Final = b"rA2\0"
+_SUM: Final = struct.Struct("<4sQ")
+_REST: Final = struct.Struct("<BHdddfIIQQ")
+_HEAD: Final = struct.Struct(_SUM.format + _REST.format[1:])
+_COMPRESSED: Final = 1
+_COMPRESS_FROM_BYTES: Final = 2048
+_KEY: Final = struct.Struct("<Q")
+_MAX_BODY_BYTES: Final = 1024**3
+_MAX_MARKS: Final = 0xFFFF
+_MAX_TOKENS: Final = 0xFFFFFFFF
+_ARRAY: Final = 1
+_MAX_DEPTH: Final = 64
 
 
 class Stale(Exception):  # noqa: N818 - a verdict, not an error
     """A stored value is no longer what the computation would give."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A stored value with its times, in seconds since the epoch.
+class Entry(NamedTuple):
+    """A stored value and what decides how long it is served; times in seconds since the epoch.
 
     Attributes:
-        body: The packed value.
         created: When it was computed.
+        fresh: Until when it is served without being computed anew in the background.
         expires: When it stops being served; infinity for never.
         cost: Seconds it took to compute.
+        tokens_read: How many tokens a model read for it.
+        tokens_written: How many tokens a model wrote for it.
+        ledger: Whose strikes it can be told by.
+        seq: Where the ledger stood when its computation began.
+        marks: What it can be struck by, joined; the namespace's first.
+        body: The packed value.
     """
 
-    body: bytes
     created: float
+    fresh: float
     expires: float
     cost: float
+    tokens_read: int
+    tokens_written: int
+    ledger: int
+    seq: int
+    marks: bytes
+    body: Body
+
+    @property
+    def position(self) -> Position:
+        """Where the ledger stood when the computation began."""
+        return Position(self.ledger, self.seq)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +85,45 @@ class Kind(Generic[T]):
         pack: Gives the body; raises `Uncacheable` for a value that would not come back equal.
         open: Gives a fresh value, and a new body if the stored one is to be replaced; raises
             `Stale` if the value must not be served any more.
+        documents: Gives the ids of the documents a value was made of, which it is invalidated by.
+        result: Gives what the user sees of a value, for policies that look at it.
+        tokens: Gives how many tokens a model read and wrote for a value.
     """
 
     name: str
     pack: Callable[[T], bytes]
-    open: Callable[[bytes], tuple[T, bytes | None]]
+    open: Callable[[Body], tuple[T, bytes | None]]
+    documents: Callable[[T], Iterable[str]] = lambda _: ()
+    result: Callable[[T], Any] = lambda value: value
+    tokens: Callable[[T], tuple[int, int]] = lambda _: (0, 0)
 
 
-def frame(entry: Entry, *, compress: bool) -> bytes:
-    """Return the bytes a level stores."""
+def frame(key: bytes, entry: Entry, *, compress: bool) -> bytes:
+    """Return the bytes a level stores.
+
+    Raises:
+        Uncacheable: The entry has more marks than a frame holds.
+    """
     body, flags = entry.body, 0
     if compress and len(body) >= _COMPRESS_FROM_BYTES:
         body, flags = zstandard.compress(body, 1), _COMPRESSED
-    head = _HEAD.pack(_MAGIC, flags, entry.created, entry.expires, entry.cost)
-    return b"".join((head, _SUM.pack(xxhash.xxh3_64_intdigest(head + body)), body))
+    marks = len(entry.marks) // MARK_BYTES
+    if marks > _MAX_MARKS:
+        raise Uncacheable("marks")
+    rest = b"".join((_REST.pack(flags, marks, *entry[:8]), entry.marks, body))
+    return _SUM.pack(_MAGIC, _checksum(key, rest)) + rest
 
 
-def unframe(blob: bytes) -> Entry | None:
-    """Return the entry, or None if the bytes are damaged, foreign or of another version."""
-    if type(blob) is not bytes or len(blob) < _BODY_AT or blob[:3] != _MAGIC:
+def unframe(key: bytes, blob: bytes) -> Entry | None:
+    """Return the entry, or None if the bytes are damaged, foreign or of another version or key."""
+    if type(blob) is not bytes or len(blob) < _HEAD.size:
         return None
-    head, body = blob[: _HEAD.size], blob[_BODY_AT:]
-    if _SUM.unpack_from(blob, _HEAD.size)[0] != xxhash.xxh3_64_intdigest(head + body):
+    magic, checksum, flags, marks, *numbers = _HEAD.unpack_from(blob)
+    whole = memoryview(blob)
+    if magic != _MAGIC or checksum != _checksum(key, whole[_SUM.size :]):
         return None
-    _, flags, created, expires, cost = _HEAD.unpack(head)
+    body_at = _HEAD.size + marks * MARK_BYTES
+    body: Body = whole[body_at:]
     if flags & _COMPRESSED:
         try:
             if zstandard.frame_content_size(body) > _MAX_BODY_BYTES:
@@ -94,7 +131,11 @@ def unframe(blob: bytes) -> Entry | None:
             body = zstandard.decompress(body)
         except (zstandard.ZstdError, MemoryError):
             return None
-    return Entry(body, created, expires, cost)
+    return Entry._make((*numbers, blob[_HEAD.size : body_at], body))
+
+
+def _checksum(key: bytes, rest: Body) -> int:
+    return xxhash.xxh3_64_intdigest(rest, _KEY.unpack_from(key)[0])
 
 
 def _pack_plain(value: Any) -> bytes:
@@ -105,7 +146,7 @@ def _pack_plain(value: Any) -> bytes:
         raise Uncacheable("value") from error
 
 
-def _open_plain(body: bytes) -> tuple[Any, None]:
+def _open_plain(body: Body) -> tuple[Any, None]:
     return _plain_decoder.decode(body), None
 
 

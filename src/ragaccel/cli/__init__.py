@@ -3,9 +3,11 @@
 import typer
 
 from ragaccel.cli.demo.command import demo
+from ragaccel.cli.inspect import inspect
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(demo)
+app.add_typer(inspect, name="inspect")
 
 
 @app.callback()

@@ -25,6 +25,8 @@ from ragaccel.telemetry import attributes
 from ragaccel.transparent import Options, plain_class, state_of, wrap
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from langchain_core.retrievers import BaseRetriever
     from langchain_core.vectorstores import VectorStore
 
@@ -58,9 +60,18 @@ def _unpack(packed: list[_Packed]) -> list[Document]:
     ]
 
 
+def _ids(documents: list[Document]) -> Iterator[str]:
+    """Yield the ids of chunks, and the sources they come from, as LangChain's indexing calls it."""
+    for one in documents:
+        for name in (one.id, one.metadata.get("source")):
+            if isinstance(name, str):
+                yield name
+
+
 _DOCUMENTS: Final[Kind[Answer[list[Document]]]] = answers(
-    "langchain.documents", _pack, _unpack, list[_Packed]
-)
+    "langchain.documents", _pack, _unpack, list[_Packed],
+    documents=_ids, shown=lambda documents: documents,
+)  # fmt: skip
 
 
 class _Retriever(_Base):
@@ -88,7 +99,7 @@ class _Retriever(_Base):
                 serve(
                     flow.SYNC, self, _DOCUMENTS, state.options.cache,
                     _parts(self, state.options, query, kwargs), call,
-                    namespace=state.options.namespace, ttl=state.options.ttl,
+                    namespace=state.options.namespace, ttl=state.options.ttl, query=query,
                 )
             )  # fmt: skip
             span.set({attributes.DOCUMENTS: len(documents)})
@@ -109,7 +120,7 @@ class _Retriever(_Base):
             documents = await serve(
                 flow.ASYNC, self, _DOCUMENTS, state.options.cache,
                 _parts(self, state.options, query, kwargs), call,
-                namespace=state.options.namespace, ttl=state.options.ttl,
+                namespace=state.options.namespace, ttl=state.options.ttl, query=query,
             )  # fmt: skip
             span.set({attributes.DOCUMENTS: len(documents)})
         return documents

@@ -25,6 +25,8 @@ from ragaccel.telemetry import attributes
 from ragaccel.transparent import Options, plain_class, state_of, wrap
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from llama_index.core.base.base_retriever import BaseRetriever
     from llama_index.core.schema import QueryBundle
 
@@ -75,10 +77,22 @@ def _unpack_for_sync(packed: _Packed) -> _Retrieved:
     return _unpack(packed)
 
 
-_ASYNC_NODES: Final[Kind[Answer[_Retrieved]]] = answers("llamaindex.nodes", _pack, _unpack, _Packed)
-_SYNC_NODES: Final[Kind[Answer[_Retrieved]]] = answers(
-    "llamaindex.nodes", _pack, _unpack_for_sync, _Packed
-)
+def _documents(retrieved: _Retrieved) -> Iterator[str]:
+    for one in retrieved.nodes:
+        yield one.node.node_id
+        if one.node.ref_doc_id is not None:
+            yield one.node.ref_doc_id
+
+
+def _kind(unpack: Callable[[_Packed], _Retrieved]) -> Kind[Answer[_Retrieved]]:
+    return answers(
+        "llamaindex.nodes", _pack, unpack, _Packed,
+        documents=_documents, shown=lambda retrieved: retrieved.nodes,
+    )  # fmt: skip
+
+
+_ASYNC_NODES: Final = _kind(_unpack)
+_SYNC_NODES: Final = _kind(_unpack_for_sync)
 
 
 class _Retriever(_Base):
@@ -100,6 +114,7 @@ class _Retriever(_Base):
                 serve(
                     flow.SYNC, self, _SYNC_NODES, state.options.cache, asked, call,
                     namespace=state.options.namespace, ttl=state.options.ttl,
+                    query=query_bundle.query_str,
                 )
             )  # fmt: skip
             span.set({attributes.DOCUMENTS: len(retrieved.nodes)})
@@ -121,6 +136,7 @@ class _Retriever(_Base):
             retrieved = await serve(
                 flow.ASYNC, self, _ASYNC_NODES, state.options.cache, asked, call,
                 namespace=state.options.namespace, ttl=state.options.ttl,
+                query=query_bundle.query_str,
             )  # fmt: skip
             span.set({attributes.DOCUMENTS: len(retrieved.nodes)})
         return retrieved.nodes

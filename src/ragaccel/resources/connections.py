@@ -69,6 +69,16 @@ class Connections(Forkable):
         self._closing = weakref.finalize(self, _close, self._idle)
         self.follow_forks()
 
+    @property
+    def are_idle(self) -> bool:
+        """Whether a use need not open a connection first."""
+        return bool(self._idle)
+
+    @property
+    def generation(self) -> int:
+        """A number that changes when connections of before are of no use any more."""
+        return self._generation
+
     @contextlib.contextmanager
     def use(self) -> Iterator[sqlite3.Connection]:
         """Give a connection of this thread's own for a while.

@@ -19,7 +19,9 @@ from ragaccel.vectors.metric import prepare, scores
 from ragaccel.vectors.watch import watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ragaccel.cache.values import Body
 
 R = TypeVar("R")
 
@@ -71,7 +73,13 @@ def retell(answer: Answer[Any]) -> None:
 
 
 def answers(
-    name: str, pack: Callable[[R], Any], unpack: Callable[[Any], R], shape: Any
+    name: str,
+    pack: Callable[[R], Any],
+    unpack: Callable[[Any], R],
+    shape: Any,
+    *,
+    documents: Callable[[R], Iterable[str]],
+    shown: Callable[[R], Any],
 ) -> Kind[Answer[R]]:
     """Return the cache kind of answers that stay right under writes.
 
@@ -80,6 +88,8 @@ def answers(
         pack: Turns a result into msgspec structs; raises `Uncacheable`.
         unpack: Turns them back into a fresh result.
         shape: The structs' type, which stored bytes are checked against.
+        documents: Gives the ids of the documents in a result, by which it can be invalidated.
+        shown: Gives what a ttl policy is shown of a result.
     """
     result_decoder = msgspec.msgpack.Decoder(shape)
 
@@ -90,7 +100,7 @@ def answers(
             raise Uncacheable("value") from error
         return _encoder.encode(_Stored(answer.dependencies, result))
 
-    def open_answer(body: bytes) -> tuple[Answer[R], bytes | None]:
+    def open_answer(body: Body) -> tuple[Answer[R], bytes | None]:
         stored = _decoder.decode(body)
         current = tuple(_follow(one) for one in stored.dependencies)
         answer = Answer(unpack(result_decoder.decode(stored.result)), current)
@@ -98,7 +108,13 @@ def answers(
             return answer, None
         return answer, _encoder.encode(_Stored(current, stored.result))
 
-    return Kind(name, pack_answer, open_answer)
+    return Kind(
+        name,
+        pack_answer,
+        open_answer,
+        documents=lambda answer: documents(answer.result),
+        result=lambda answer: shown(answer.result),
+    )
 
 
 def _follow(dependency: Dependency) -> Dependency:

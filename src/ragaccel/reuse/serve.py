@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ragaccel.cache import Digest, Kind, MultiLevelCache
     from ragaccel.cache.flow import IO
-    from ragaccel.cache.multilevel import Seconds
+    from ragaccel.cache.ttl import TTL
 
 R = TypeVar("R")
 
@@ -41,7 +41,8 @@ async def serve(
     call: Callable[[], Awaitable[R]],
     *,
     namespace: str | None,
-    ttl: Seconds | None,
+    ttl: TTL,
+    query: Any,
 ) -> R:
     """Serve a retrieval from the cache, or make it and keep it.
 
@@ -54,6 +55,7 @@ async def serve(
         call: The framework's own retrieval.
         namespace: See `Options`.
         ttl: See `Options`.
+        query: What a ttl policy is shown of the question.
     """
 
     async def compute() -> Answer[R]:
@@ -68,7 +70,9 @@ async def serve(
             span.set({attributes.CACHE_BYPASS: key is None})
     if cache is None or key is None:
         return (await compute()).result
-    answer = await cache.find_or_compute(io, key, compute, ttl=ttl, kind=kind)
+    answer = await cache.find_or_compute(
+        io, key, compute, ttl=ttl, kind=kind, namespace=namespace, query=query
+    )
     retell(answer)
     return answer.result
 

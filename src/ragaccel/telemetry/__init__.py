@@ -1,10 +1,11 @@
-"""Spans for every stage of a RAG request, next to free while nothing is configured.
+"""Spans for every stage of a RAG request, and metrics, next to free while nothing is configured.
 
 `configure()` sends the spans to any OTLP collector (Jaeger, Phoenix, Tempo ...). An application
 that has set up OpenTelemetry by itself needs no call at all: the stages join its traces.
 """
 
 from ragaccel.telemetry.configure import configure, flush
+from ragaccel.telemetry.metrics import Figure, measure
 from ragaccel.telemetry.stage import Stage, stage
 
-__all__ = ["Stage", "configure", "flush", "stage"]
+__all__ = ["Figure", "Stage", "configure", "flush", "measure", "stage"]

@@ -49,15 +49,20 @@ class Level(Protocol):
     Attributes:
         name: Under which statistics and spans show it.
         compress: Whether bodies of some size are compressed before they are put here.
-        ledger: Where invalidations are written down for all that share the level; None for a level
-            that keeps none.
-        leases: Rights to compute, given to one of all that share the level; None for none.
     """
 
     name: str
     compress: bool
-    ledger: Ledger | None = None
-    leases: Leases | None = None
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """Where invalidations are written down for all that share the level, if it keeps one."""
+        return None
+
+    @property
+    def leases(self) -> Leases | None:
+        """Rights to compute, given to one of all that share the level, if it gives any."""
+        return None
 
     def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes]:
         """Return the blobs of those keys that are here and have not expired."""

@@ -31,9 +31,7 @@ class Breaker(Forkable):
         retry_after: Seconds without a call after a fault.
     """
 
-    def __init__(
-        self, store: str, trips: tuple[type[Exception], ...], retry_after: float
-    ) -> None:
+    def __init__(self, store: str, trips: tuple[type[Exception], ...], retry_after: float) -> None:
         self._store, self._trips, self._retry_after = store, trips, retry_after
         self._lock = threading.Lock()
         self._opened: float | None = None
@@ -52,19 +50,19 @@ class Breaker(Forkable):
         """Watch a call to the store.
 
         Raises:
-            Unavailable: The store is not to be asked now.
+            Unavailable: The store is not to be asked now, or the call found that out.
         """
         probe = self._enter()
         try:
             yield
         except self._trips as error:
             self.trip(error)
-            raise
+            raise Unavailable(f"{self._store}: {type(error).__name__}") from error
         except BaseException:
             if probe:
                 self._probing = False  # neither here nor there: the next call looks again
             raise
-        if self._opened is not None:
+        if probe:
             self._close()
 
     def trip(self, error: Exception) -> None:
@@ -83,12 +81,11 @@ class Breaker(Forkable):
 
     def _enter(self) -> bool:
         """Tell whether this call is the one that looks whether the fault is over."""
-        if self._opened is None:
+        opened = self._opened
+        if opened is None:
             return False
         with self._lock:
-            if self._opened is None:
-                return False
-            if self._probing or time.monotonic() < self._opened + self._retry_after:
+            if self._probing or time.monotonic() < opened + self._retry_after:
                 raise Unavailable(f"{self._store} is not asked again yet")
             self._probing = True
             return True

@@ -1,0 +1,163 @@
+"""How long a value is served, and what it is struck by."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from ragaccel.cache.keys import mark, namespace_mark
+from ragaccel.cache.ttl import TTL, seconds
+from ragaccel.cache.values import Entry, Kind
+from ragaccel.errors import ConfigurationError, RagaccelWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ragaccel.cache.ledger import Position
+    from ragaccel.cache.values import Body
+
+T = TypeVar("T")
+
+_MAX_TOKENS: Final = 0xFFFFFFFF
+
+mark_of_namespace = lru_cache(maxsize=4096)(namespace_mark)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What holds for every entry of a cache.
+
+    Attributes:
+        ttl: Of entries that do not say otherwise.
+        negative_ttl: The longest that an empty result is kept; None for no difference.
+        stale_while_revalidate: Seconds after its lifetime in which an entry is still served once
+            more while it is computed anew in the background.
+        early_refresh: How eagerly entries are computed anew in the background before their
+            lifetime ends: 0 never, 1 as in the paper, more is earlier.
+    """
+
+    ttl: TTL
+    negative_ttl: float | None
+    stale_while_revalidate: float
+    early_refresh: float
+
+    def is_due(self, entry: Entry) -> bool:
+        """Tell whether an entry is to be computed anew in the background.
+
+        Before its time it is drawn by lot, more likely the nearer the end and the longer it takes.
+        Source: Vattani, Chierichetti, Lowenstein, Optimal Probabilistic Cache Stampede Prevention,
+        VLDB 2015.
+        """
+        if entry.fresh == math.inf:
+            return False
+        head_start = entry.cost * self.early_refresh * random.expovariate(1.0)
+        return time.time() + head_start >= entry.fresh
+
+
+@dataclass(frozen=True, slots=True)
+class Terms(Generic[T]):
+    """Under which terms one value is kept.
+
+    Attributes:
+        kind: How it is stored.
+        namespace: Whose it is.
+        policy: The cache's.
+        ttl: Its own lifetime.
+        query: What a policy is shown of the question.
+        tags: What else it is invalidated by.
+        documents: Which documents it is made of, besides those its kind tells.
+    """
+
+    kind: Kind[T]
+    namespace: str
+    policy: Policy
+    ttl: TTL = None
+    query: Any = None
+    tags: Iterable[str] = ()
+    documents: Iterable[str] = ()
+
+    def lifetime(self, value: T) -> float:
+        """Return for how many seconds a value is kept; nothing above 0 for not at all.
+
+        A policy of the user that fails is warned about, and the value is not kept.
+        """
+        result, ttl = self.kind.result(value), self.ttl
+        if callable(ttl):
+            try:
+                ttl = ttl(self.query, result)
+                lifetime = 0.0 if _is_none_at_all(ttl) else seconds(ttl)
+            except Exception as error:  # noqa: BLE001 - the caller's request goes on
+                warnings.warn(
+                    f"the ttl policy failed, so nothing is kept: {type(error).__name__}: {error}",
+                    RagaccelWarning,
+                    stacklevel=2,
+                )
+                return 0.0
+        else:
+            lifetime = seconds(ttl)
+        negative = self.policy.negative_ttl
+        if negative is not None and is_empty(result):
+            return min(lifetime, negative)
+        return lifetime
+
+    def entry(self, value: T, body: Body, position: Position, cost: float) -> Entry | None:
+        """Return the value as it is stored, or None if it is not kept."""
+        lifetime = self.lifetime(value)
+        if lifetime <= 0:
+            return None
+        now = time.time()
+        fresh = now + lifetime
+        read, written = self.kind.tokens(value)
+        return Entry(
+            now, fresh, fresh + self.policy.stale_while_revalidate, cost,
+            min(read, _MAX_TOKENS), min(written, _MAX_TOKENS), *position, self._marks(value), body,
+        )  # fmt: skip
+
+    def _marks(self, value: T) -> bytes:
+        documents = {*self.documents, *self.kind.documents(value)}
+        return b"".join(
+            (
+                mark_of_namespace(self.namespace),
+                *marks(self.namespace, self.tags, documents),
+            )
+        )
+
+
+def marks(namespace: str, tags: Iterable[str], documents: Iterable[str]) -> list[bytes]:
+    """Return the marks of tags and documents of a namespace.
+
+    Raises:
+        ConfigurationError: They are not strings, or a single string that was meant as one.
+    """
+    for given in (tags, documents):
+        if isinstance(given, str) or not all(isinstance(one, str) for one in given):
+            raise ConfigurationError(f"tags and documents are lists of strings, got {given!r}.")
+    return [mark("tag", namespace, tag) for tag in tags] + [
+        mark("document", namespace, document) for document in documents
+    ]
+
+
+def checked(ttl: TTL) -> TTL:
+    """Return a lifetime in seconds, or the function that gives it.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    return ttl if callable(ttl) else seconds(ttl)
+
+
+def is_empty(result: Any) -> bool:
+    """Tell whether a result says that nothing was found."""
+    try:
+        return result is None or len(result) == 0
+    except TypeError:
+        return False
+
+
+def _is_none_at_all(ttl: Any) -> bool:
+    return isinstance(ttl, (int, float)) and ttl <= 0

@@ -1,0 +1,86 @@
+"""`ragaccel inspect`: what lies in a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ragaccel.cache.keys import namespace_mark
+from ragaccel.cache.levels.disk import DiskLevel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+inspect = typer.Typer(no_args_is_help=True, help="Look into what ragaccel stores.")
+
+
+@inspect.callback()
+def main() -> None:
+    """Look into what ragaccel stores."""
+
+
+@inspect.command()
+def cache(
+    where: Annotated[
+        str, typer.Argument(help="The cache's folder or file, or a server's redis:// URL.")
+    ],
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option(help="A namespace to show by its name; may be given several times."),
+    ] = None,
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Look at the checksum of every entry on disk.")
+    ] = False,
+) -> None:
+    """Show what a cache holds. Namespaces are stored as marks, which do not tell their names."""
+    if "://" in where:
+        from ragaccel.cache.levels.redis import RedisLevel
+
+        level = RedisLevel(where, timeout=5.0)
+        title, found = "cache on a server", _described(level)
+    else:
+        path = Path(where)
+        file = path / "cache.sqlite" if path.is_dir() else path
+        if not file.is_file():
+            typer.echo(f"there is no cache file at {file}.", err=True)
+            raise typer.Exit(1)
+        title, found = f"cache in {file}", _described(DiskLevel(file), check=check)
+        found["set_aside"] = len(list(file.parent.glob(f"{file.name}.damaged-*")))
+    _draw(title, found, ["default", *(namespace or ())])
+    if found.get("damaged"):
+        raise typer.Exit(1)
+
+
+def _described(level: Any, **options: Any) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = level.describe(**options)
+    except Exception as error:  # noqa: BLE001 - said, and an exit code
+        typer.echo(f"the cache cannot be read: {type(error).__name__}: {error}", err=True)
+        raise typer.Exit(1) from None
+    finally:
+        level.close()
+    return found
+
+
+def _draw(title: str, found: dict[str, Any], names: Sequence[str]) -> None:
+    console = Console()
+    table = Table(title=title, show_header=False)
+    namespaces = found.pop("namespaces", {})
+    for name, value in found.items():
+        table.add_row(name.replace("_", " "), f"{value:,.0f}" if _is_number(value) else str(value))
+    console.print(table)
+    if namespaces:
+        marks = {namespace_mark(name).hex(): name for name in names}
+        held = Table("namespace", "entries", "bytes")
+        for mark, counts in namespaces.items():
+            held.add_row(marks.get(mark, mark), f"{counts['entries']:,}", f"{counts['bytes']:,}")
+        console.print(held)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
