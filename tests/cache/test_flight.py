@@ -19,6 +19,8 @@ from tests.cache.helpers import PATIENCE, Compute, script, together, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ragaccel.cache.ledger import Position
+
 
 @pytest.fixture
 def cache():
@@ -32,8 +34,8 @@ class Joined:
         self.count = 0
         join, lock = Flights.join, threading.Lock()
 
-        def counted(flights: Flights, key: bytes) -> Any:
-            flight = join(flights, key)
+        def counted(flights: Flights, key: bytes, position: Position) -> Any:
+            flight = join(flights, key, position)
             with lock:
                 self.count += 1
             return flight

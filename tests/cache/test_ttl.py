@@ -6,12 +6,12 @@ import copy
 import math
 import pickle
 from dataclasses import FrozenInstanceError
-from datetime import date, timedelta
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
@@ -123,7 +123,7 @@ SILENT = (
     """
 alternating current|direct current motors|the current in a wire|electric current density
 snow in the Alps|known knowns|what is now Turkey|now known as Istanbul|scoreboard of 1990
-the score in the scoreboard of 1990|credit score|priceless|weathering of rocks|price of bread in 1920
+the score in the scoreboard of 1990|credit score|priceless|weathering|price of bread in 1920
 weather of 1816|under the weather|presently|at the latest|the 1990 census|line 20261|todays2
 变量出现在哪里|项目前景如何|学生应当前往哪里|谁发明天文望远镜|日本周边国家|最近邻搜索|诚实时代|现金价值
 什么是机器学习|光明日报的历史||7
@@ -147,7 +147,7 @@ def test_not_time_sensitive(query):
 
 def test_only_the_present_year_is_time_sensitive():
     """The present year is still being written; no other is."""
-    year = date.today().year
+    year = datetime.now().astimezone().year
     policy = adaptive_ttl()
     assert policy(f"tax rates {year}", "r") == policy(f"{year}年的税率", "r") == SENSITIVE
     assert policy(f"{year}-01-31", "r") == SENSITIVE
@@ -192,7 +192,7 @@ def test_own_patterns():
     """Patterns are regular expressions, searched without regard to case; none is possible."""
     own = adaptive_ttl(patterns=[*TIME_SENSITIVE, "bitcoin|погода"])
     assert own("Bitcoin", "r") == own("ПОГОДА", "r") == own("today", "r") == SENSITIVE
-    assert adaptive_ttl(patterns=())(f"today {date.today().year}", "r") == BASE
+    assert adaptive_ttl(patterns=())(f"today {datetime.now().astimezone().year}", "r") == BASE
 
 
 class _Broken:
@@ -216,6 +216,7 @@ def test_broken_objects_get_the_base():
         assert adaptive_ttl()("today", thing) == SENSITIVE
 
 
+@settings(max_examples=50)
 @given(THINGS, THINGS, SPREADS)
 def test_a_policy_is_total(query, result, spread):
     """Whatever comes, the lifetime is one of the four, give or take the spread."""

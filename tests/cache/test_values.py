@@ -25,9 +25,10 @@ from ragaccel.cache import (
     Uncacheable,
     digest,
 )
+from ragaccel.cache.keys import namespace_mark
 from ragaccel.cache.values import Entry, frame, unframe
 from ragaccel.errors import ConfigurationError
-from tests.cache.helpers import Compute
+from tests.cache.helpers import Compute, key
 
 SCALARS = (
     st.none()
@@ -49,10 +50,20 @@ PLAIN_VALUES = st.recursive(
 )
 
 
+KEY = key("key")
+
+
+def entry_of(body: bytes, **fields: Any) -> Entry:
+    """Return an entry with a body, whose other fields all differ from each other."""
+    return Entry(
+        1e9, 1.5e9, 2e9, 0.5, 70_000, 4_000_000_000, 2**62, 2**63 + 7, b"marks of" * 2, body
+    )._replace(**fields)
+
+
 def round_trip(value: Any) -> Any:
     """Return the value after all that happens to it on the way to a level and back."""
-    framed = frame(Entry(PLAIN.pack(value), 1.0, 2.0, 3.0), compress=True)
-    entry = unframe(framed)
+    framed = frame(KEY, entry_of(PLAIN.pack(value)), compress=True)
+    entry = unframe(KEY, framed)
     assert entry is not None
     opened, renewed = PLAIN.open(entry.body)
     assert renewed is None
@@ -212,20 +223,48 @@ def test_storing_an_unfaithful_value_directly_is_the_callers_mistake(face):
 
 # ---- damage --------------------------------------------------------------------------------------
 
-SMALL = Entry(PLAIN.pack({"a": [1, 2.5, "text"]}), 1e9, 2e9, 0.5)
-LARGE = Entry(PLAIN.pack(["some text that repeats"] * 300), 1e9, float("inf"), 0.5)
+SMALL = entry_of(PLAIN.pack({"a": [1, 2.5, "text"]}))
+LARGE = entry_of(
+    PLAIN.pack(["some text that repeats"] * 300),
+    fresh=float("inf"),
+    expires=float("inf"),
+    marks=b"",
+)
 FRAMES = {
-    "small": frame(SMALL, compress=True),
-    "large": frame(LARGE, compress=False),
-    "compressed": frame(LARGE, compress=True),
+    "small": frame(KEY, SMALL, compress=True),
+    "large": frame(KEY, LARGE, compress=False),
+    "compressed": frame(KEY, LARGE, compress=True),
 }
 
 
 def test_frames_hold_their_entries():
-    """An entry comes back from its frame with its times; compression shortens a long body."""
-    assert unframe(FRAMES["small"]) == SMALL
-    assert unframe(FRAMES["large"]) == unframe(FRAMES["compressed"]) == LARGE
+    """An entry comes back from its frame with all its fields; compression shortens a long body."""
+    assert unframe(KEY, FRAMES["small"]) == SMALL
+    assert unframe(KEY, FRAMES["large"]) == unframe(KEY, FRAMES["compressed"]) == LARGE
     assert len(FRAMES["compressed"]) < len(FRAMES["large"]) / 10
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_what_was_read_may_be_written_again(name):
+    """A body that is a part of another frame is framed like the bytes that it shows."""
+    entry = unframe(KEY, FRAMES[name])
+    assert frame(KEY, entry, compress=name != "large") == FRAMES[name]
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_frame_under_another_key_is_damaged(name):
+    """Bytes that lie at a key they were not made for are never served as its value."""
+    for other in (b"K" + KEY[1:], KEY[:7] + bytes((KEY[7] ^ 1,)) + KEY[8:], key("other")):
+        assert unframe(other, FRAMES[name]) is None
+
+
+def test_an_entry_of_too_many_marks_is_uncacheable():
+    """A frame holds 65,535 marks, and what has more is passed by rather than cut."""
+    most = entry_of(b"body", marks=bytes(8 * 0xFFFF))
+    assert unframe(KEY, frame(KEY, most, compress=True)) == most
+    with pytest.raises(Uncacheable) as refusal:
+        frame(KEY, entry_of(b"body", marks=bytes(8 * 0x10000)), compress=True)
+    assert refusal.value.reason == "marks"
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -236,16 +275,16 @@ def test_every_flipped_bit_is_seen(name):
     for at in range(len(blob)):
         for bit in range(8):
             flipped = bytes([*blob[:at], blob[at] ^ 1 << bit, *blob[at + 1 :]])
-            assert unframe(flipped + rest) is None
+            assert unframe(KEY, flipped + rest) is None
 
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_every_truncation_is_seen(name):
     """No shortened and no lengthened frame is taken for a whole one."""
     blob = FRAMES[name]
-    assert all(unframe(blob[:length]) is None for length in range(len(blob)))
-    assert unframe(blob + b"\x00") is None
-    assert unframe(blob + blob) is None
+    assert all(unframe(KEY, blob[:length]) is None for length in range(len(blob)))
+    assert unframe(KEY, blob + b"\x00") is None
+    assert unframe(KEY, blob + blob) is None
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -262,20 +301,39 @@ def test_many_random_changes_are_seen(name):
                 blob[:start] + bytes(end - start) + blob[end:],
             ]
         )
-        assert new == blob or unframe(new) is None
+        assert new == blob or unframe(KEY, new) is None
 
 
-@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda rest: b"rA1" + rest))
+@given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda rest: b"rA2\0" + rest))
 @settings(deadline=None, max_examples=1_000)
 def test_foreign_bytes_are_no_entry(blob):
     """Whatever lies at a key, reading it is no error."""
-    assert unframe(blob) is None
+    assert unframe(KEY, blob) is None
 
 
 def sealed(body: bytes, flags: int) -> bytes:
     """Return a frame whose checksum is right, whatever its body is."""
-    head = struct.pack("<3sBddf", b"rA1", flags, 1.0, 2.0, 3.0)
-    return head + struct.pack("<Q", xxhash.xxh3_64_intdigest(head + body)) + body
+    rest = struct.pack("<BHdddfIIQQ", flags, 0, 1.0, 2.0, 3.0, 0.5, 0, 0, 0, 0) + body
+    return struct.pack("<4sQ", b"rA2\0", xxhash.xxh3_64_intdigest(rest, seed())) + rest
+
+
+def seed() -> int:
+    return int.from_bytes(KEY[:8], "little")
+
+
+def test_a_sealed_body_is_an_entry():
+    """What the following tests make is refused for its body, not for its frame."""
+    assert unframe(KEY, sealed(b"body", 0)).body == b"body"
+    assert unframe(KEY, sealed(ZSTD, 1)).body == b"some text that repeats " * 300
+
+
+@pytest.mark.parametrize("cut", [1, 8, 100])
+def test_marks_that_are_not_there_are_no_fault(cut):
+    """A frame that claims more marks than it has gives an entry without a body, and no error."""
+    rest = struct.pack("<BHdddfIIQQ", 0, cut, 1.0, 2.0, 3.0, 0.5, 0, 0, 0, 0) + b"short"
+    blob = struct.pack("<4sQ", b"rA2\0", xxhash.xxh3_64_intdigest(rest, seed())) + rest
+    entry = unframe(KEY, blob)
+    assert entry is None or entry.body == b""
 
 
 ZSTD = zstandard.compress(b"some text that repeats " * 300)
@@ -292,14 +350,14 @@ BROKEN_BODIES = {
 @pytest.mark.parametrize("body", BROKEN_BODIES.values(), ids=BROKEN_BODIES.keys())
 def test_a_body_that_does_not_decompress_is_no_entry(body):
     """A frame with a right checksum and a wrong compressed body is as good as none."""
-    assert unframe(sealed(body, 1)) is None
+    assert unframe(KEY, sealed(body, 1)) is None
 
 
 def test_frames_of_later_versions_are_no_entry():
     """Bytes of another version are passed over, not guessed at."""
     blob = bytearray(FRAMES["small"])
-    blob[2:3] = b"2"
-    assert unframe(bytes(blob)) is None
+    blob[2:3] = b"3"
+    assert unframe(KEY, bytes(blob)) is None
 
 
 @pytest.mark.parametrize(
@@ -311,8 +369,9 @@ def test_a_body_that_is_no_value_is_a_miss(body, face):
     """A frame that is whole and whose body does not decode is counted and computed anew."""
     level = MemoryLevel()
     cache = MultiLevelCache([level])
-    blob = frame(Entry(body, 1.0, 1e12, 0.0), compress=False)
-    level.put_many([Stored(digest("default", "plain", "key"), blob, 1e12)])
+    name = digest("default", "plain", "key")
+    entry = Entry(1.0, 1e12, 1e12, 0.0, 0, 0, 0, 0, namespace_mark("default"), body)
+    level.put_many([Stored(name, frame(name, entry, compress=False), 1e12)])
     assert face.get(cache, "key") is MISSING
     assert face.get_or_compute(cache, "key", lambda: "new") == "new"
     assert face.get(cache, "key") == "new"

@@ -8,9 +8,9 @@ from ragaccel.cache.levels.disk import DiskLevel
 from ragaccel.cache.levels.memory import MemoryLevel
 from ragaccel.cache.multilevel import MISSING, MultiLevelCache
 from ragaccel.cache.stats import CacheStats, Prices
-from ragaccel.cache.ttl import adaptive_ttl, jittered
+from ragaccel.cache.ttl import TIME_SENSITIVE, adaptive_ttl, jittered
 from ragaccel.cache.values import PLAIN, Kind, Stale
-from ragaccel.cache.warm import WarmReport, awarm, warm
+from ragaccel.cache.warming import WarmReport, awarm, warm
 
 if TYPE_CHECKING:
     from ragaccel.cache.levels.redis import RedisLevel
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MISSING",
     "PLAIN",
+    "TIME_SENSITIVE",
     "CacheStats",
     "Digest",
     "DiskLevel",

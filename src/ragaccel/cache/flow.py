@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from ragaccel import telemetry
 from ragaccel.cache import values
 from ragaccel.cache.flight import Outcome, leading
-from ragaccel.cache.keys import Uncacheable, key_mark
+from ragaccel.cache.keys import Uncacheable
 from ragaccel.cache.ledger import MARK_BYTES
 from ragaccel.cache.levels import Stored
+from ragaccel.cache.levels.memory import MemoryLevel
 from ragaccel.cache.terms import mark_of_namespace
 from ragaccel.cache.waiting import ASYNC, IO, SYNC
 from ragaccel.telemetry import attributes
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from ragaccel.cache.flight import Flight, Flights
     from ragaccel.cache.leases import Leases
-    from ragaccel.cache.ledger import Ledger
+    from ragaccel.cache.ledger import Ledger, Position
     from ragaccel.cache.levels import Level
     from ragaccel.cache.stats import Recorder
     from ragaccel.cache.terms import Terms
@@ -35,7 +36,7 @@ _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Found(Generic[T]):
     """A value that a level served, with its stored form."""
 
@@ -56,6 +57,31 @@ class Store:
     flight_timeout: float
 
 
+def glance(store: Store, level: MemoryLevel, key: bytes, terms: Terms[T]) -> Found[T] | None:
+    """Look into memory, which nobody waits for; an entry is checked and taken apart only once."""
+    place = level.look(key)
+    if place is None:
+        return None
+    entry: Entry | None = place.opened
+    if entry is None:
+        entry = place.opened = values.unframe(key, place.blob)
+    if entry is None or not may_serve(store, terms.namespace, key, entry):
+        if entry is None:
+            store.recorder.count(terms.namespace, "damaged")
+            level.delete_many((key,))
+        return None
+    opened = open_entry(store, terms, entry)
+    if opened is None:
+        level.delete_many((key,))
+        return None
+    value, renewed = opened
+    if renewed is not None:
+        entry = entry._replace(body=renewed)
+        level.put_many((stored(key, entry, compress=False),))
+    store.recorder.hit(terms.namespace, level.name, entry)
+    return Found(value, entry, level.name)
+
+
 async def find(
     io: IO, store: Store, key: bytes, terms: Terms[T], *, levels: Sequence[Level] | None = None
 ) -> Found[T] | None:
@@ -70,6 +96,12 @@ async def find(
     """
     missed: list[Level] = []
     for level in store.levels if levels is None else levels:
+        if type(level) is MemoryLevel:
+            found = glance(store, level, key, terms)
+            if found is not None:
+                return found
+            missed.append(level)
+            continue
         entry = await _read(io, store, level, key, terms.namespace)
         opened = None if entry is None else open_entry(store, terms, entry)
         if entry is not None and opened is not None:
@@ -107,7 +139,7 @@ async def find_or_compute(
     """
     if store.flights.is_inside(key):
         return await compute()
-    if store.ledger.shared:
+    if not store.ledger.is_prepared:
         await io.prepare(store.ledger)
     with telemetry.stage("cache.lookup") as span:
         landed = store.flights.landed
@@ -324,15 +356,22 @@ async def _read(io: IO, store: Store, level: Level, key: bytes, namespace: str) 
 def readable(store: Store, namespace: str, key: bytes, blob: bytes) -> Entry | None:
     """Return what a level gave, if it may be served."""
     entry = values.unframe(key, blob)
-    if entry is None or not entry.marks.startswith(mark_of_namespace(namespace)):
+    if entry is None:
         store.recorder.count(namespace, "damaged")
         return None
-    if entry.expires <= time.time():
-        return None
-    if not store.ledger.stands(entry.position, entry.created, entry.marks + key_mark(key)):
-        store.recorder.count(namespace, "invalidated")
-        return None
-    return entry
+    return entry if may_serve(store, namespace, key, entry) else None
+
+
+def may_serve(store: Store, namespace: str, key: bytes, entry: Entry) -> bool:
+    """Tell whether an entry is the namespace's, has not expired and was not struck."""
+    marks = entry.marks
+    if entry.expires <= time.time() or not marks.startswith(mark_of_namespace(namespace)):
+        return False
+    position = cast("Position", entry[6:8])
+    if store.ledger.stands(position, entry.created, marks + key[:MARK_BYTES]):
+        return True
+    store.recorder.count(namespace, "invalidated")
+    return False
 
 
 def stored(key: bytes, entry: Entry, *, compress: bool) -> Stored:

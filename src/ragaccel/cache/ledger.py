@@ -43,6 +43,10 @@ class Ledger(Protocol):
 
     shared: bool
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare` has nothing to do."""
+
     def position(self) -> Position:
         """Return where the ledger stands, as far as this process has heard."""
 
@@ -140,6 +144,7 @@ class ProcessLedger(Forkable):
     """
 
     shared = False
+    is_prepared = True
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

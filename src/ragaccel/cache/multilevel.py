@@ -20,7 +20,7 @@ from ragaccel.cache.stats import CacheStats, Recorder
 from ragaccel.cache.terms import Policy, Terms, checked, mark_of_namespace, marks
 from ragaccel.cache.ttl import TTL, Seconds, seconds
 from ragaccel.cache.values import PLAIN, Kind
-from ragaccel.cache.warm import WarmReport, awarm, warm
+from ragaccel.cache.warming import WarmReport, awarm, warm
 from ragaccel.errors import CacheClosedError, ConfigurationError, InvalidationError, RagaccelError
 from ragaccel.io import run
 
@@ -175,24 +175,44 @@ class MultiLevelCache:
             levels.append(RedisLevel(redis))
         return cls(levels, **options)
 
-    def get(self, key: Any) -> Any:
-        """Return a fresh copy of the value under the key, or `MISSING`."""
-        return run(self._get(flow.SYNC, key))
+    def get(self, key: Any, *, kind: Kind[Any] = PLAIN, namespace: str | None = None) -> Any:
+        """Return a fresh copy of the value under the key, or `MISSING`.
 
-    async def aget(self, key: Any) -> Any:
+        Args:
+            key: See `set`.
+            kind: How the value was stored; plain values by default. Kinds never meet.
+            namespace: Whose it is; the cache's own by default.
+        """
+        store, terms = self._open_store(), self._terms(kind, namespace)
+        known = self._key(key, kind, namespace)
+        near = store.levels[0]
+        if type(near) is MemoryLevel:
+            if not store.ledger.is_prepared:
+                store.ledger.prepare()
+            found = flow.glance(store, near, known, terms)
+            if found is not None and found.entry.fresh > time.time():
+                return found.value
+        return run(self._get(flow.SYNC, known, terms))
+
+    async def aget(self, key: Any, *, kind: Kind[Any] = PLAIN, namespace: str | None = None) -> Any:
         """Return what `get` does, without blocking the event loop."""
-        return await self._get(flow.ASYNC, key)
+        found_key = self._key(key, kind, namespace)
+        return await self._get(flow.ASYNC, found_key, self._terms(kind, namespace))
 
-    def get_many(self, keys: Sequence[Any]) -> list[Any]:
+    def get_many(
+        self, keys: Sequence[Any], *, kind: Kind[Any] = PLAIN, namespace: str | None = None
+    ) -> list[Any]:
         """Return the values under several keys in their order, `MISSING` where there is none.
 
-        Each level is asked once for all keys that the faster ones do not have.
+        Each level is asked once for all keys that the faster ones do not have; see `get`.
         """
-        return run(self._get_many(flow.SYNC, keys))
+        return run(self._get_many(flow.SYNC, keys, kind, namespace))
 
-    async def aget_many(self, keys: Sequence[Any]) -> list[Any]:
+    async def aget_many(
+        self, keys: Sequence[Any], *, kind: Kind[Any] = PLAIN, namespace: str | None = None
+    ) -> list[Any]:
         """Return what `get_many` does, without blocking the event loop."""
-        return await self._get_many(flow.ASYNC, keys)
+        return await self._get_many(flow.ASYNC, keys, kind, namespace)
 
     def set(
         self,
@@ -202,6 +222,8 @@ class MultiLevelCache:
         ttl: TTL = None,
         tags: Iterable[str] = (),
         documents: Iterable[str] = (),
+        kind: Kind[Any] = PLAIN,
+        namespace: str | None = None,
     ) -> None:
         """Store a value on every level; one that is replaced is not served anywhere any more.
 
@@ -212,13 +234,15 @@ class MultiLevelCache:
                 `math.inf` for no limit.
             tags: What it is invalidated by; see `invalidate`.
             documents: Ids of the documents it was made of; see `invalidate`.
+            kind: How the value is stored; plain values by default. Kinds never meet.
+            namespace: Whose it is; the cache's own by default.
 
         Raises:
             ConfigurationError: The key or the value cannot be stored faithfully.
             InvalidationError: An older value was replaced, and that could not be written down.
         """
         with _telling():
-            run(self._set(flow.SYNC, [(key, value)], ttl, tags, documents))
+            run(self._set(flow.SYNC, [(key, value)], ttl, tags, documents, kind, namespace))
 
     async def aset(
         self,
@@ -228,38 +252,61 @@ class MultiLevelCache:
         ttl: TTL = None,
         tags: Iterable[str] = (),
         documents: Iterable[str] = (),
+        kind: Kind[Any] = PLAIN,
+        namespace: str | None = None,
     ) -> None:
         """Do what `set` does, without blocking the event loop."""
         with _telling():
-            await self._set(flow.ASYNC, [(key, value)], ttl, tags, documents)
+            await self._set(flow.ASYNC, [(key, value)], ttl, tags, documents, kind, namespace)
 
     def set_many(
-        self, items: Iterable[tuple[Any, Any]], *, ttl: TTL = None, tags: Iterable[str] = ()
+        self,
+        items: Iterable[tuple[Any, Any]],
+        *,
+        ttl: TTL = None,
+        tags: Iterable[str] = (),
+        kind: Kind[Any] = PLAIN,
+        namespace: str | None = None,
     ) -> None:
         """Store pairs of key and value, with one call of each level; see `set`."""
         with _telling():
-            run(self._set(flow.SYNC, list(items), ttl, tags, ()))
+            run(self._set(flow.SYNC, list(items), ttl, tags, (), kind, namespace))
 
     async def aset_many(
-        self, items: Iterable[tuple[Any, Any]], *, ttl: TTL = None, tags: Iterable[str] = ()
+        self,
+        items: Iterable[tuple[Any, Any]],
+        *,
+        ttl: TTL = None,
+        tags: Iterable[str] = (),
+        kind: Kind[Any] = PLAIN,
+        namespace: str | None = None,
     ) -> None:
         """Do what `set_many` does, without blocking the event loop."""
         with _telling():
-            await self._set(flow.ASYNC, list(items), ttl, tags, ())
+            await self._set(flow.ASYNC, list(items), ttl, tags, (), kind, namespace)
 
-    def delete(self, *keys: Any) -> None:
+    def delete(self, *keys: Any, kind: Kind[Any] = PLAIN, namespace: str | None = None) -> None:
         """Forget keys on every level and in every process.
+
+        Args:
+            keys: See `set`.
+            kind: How the values were stored; plain values by default.
+            namespace: Whose they are; the cache's own by default.
 
         Raises:
             InvalidationError: It could not be written down; call it again.
         """
+        store, digests = self._open_store(), self._keys(keys, kind, namespace)
         with _telling():
-            run(bulk.remove(flow.SYNC, self._open_store(), [self._key(key) for key in keys]))
+            run(bulk.remove(flow.SYNC, store, digests))
 
-    async def adelete(self, *keys: Any) -> None:
+    async def adelete(
+        self, *keys: Any, kind: Kind[Any] = PLAIN, namespace: str | None = None
+    ) -> None:
         """Do what `delete` does, without blocking the event loop."""
+        store, digests = self._open_store(), self._keys(keys, kind, namespace)
         with _telling():
-            await bulk.remove(flow.ASYNC, self._open_store(), [self._key(key) for key in keys])
+            await bulk.remove(flow.ASYNC, store, digests)
 
     def get_or_compute(
         self,
@@ -405,7 +452,7 @@ class MultiLevelCache:
         rate: float | None = None,
         progress: bool = True,
     ) -> WarmReport:
-        """Ask every query once, so that the answers are cached; see `ragaccel.cache.warm.warm`."""
+        """Ask every query once, so that the answers are cached; see `ragaccel.cache.warm`."""
         self._open_store()
         return warm(queries, through, concurrency=concurrency, rate=rate, progress=progress)
 
@@ -422,14 +469,18 @@ class MultiLevelCache:
         self._open_store()
         return await awarm(queries, through, concurrency=concurrency, rate=rate, progress=progress)
 
-    def scan(self) -> Iterator[Any]:
-        """Yield the plain values of the cache's own namespace; it reads all entries of a level.
+    def scan(self, *, kind: Kind[Any] = PLAIN, namespace: str | None = None) -> Iterator[Any]:
+        """Yield the values of a namespace; it reads all entries of a level.
 
         For stores that list their keys; a level that fails is passed over.
+
+        Args:
+            kind: How the values were stored; the namespace must hold no other kind.
+            namespace: Whose they are; the cache's own by default.
         """
         store = self._open_store()
         run(flow.SYNC.prepare(store.ledger))
-        return bulk.scan(store, Terms(PLAIN, self.namespace, self._policy))
+        return bulk.scan(store, self._terms(kind, namespace))
 
     def bypass(self, reason: str) -> None:
         """Count a call that had to go past the cache, under a reason."""
@@ -506,21 +557,23 @@ class MultiLevelCache:
             raise CacheClosedError("the cache is closed; open a new one.")
         return self._store
 
-    async def _get(self, io: flow.IO, key: Any) -> Any:
-        store, found_key = self._open_store(), self._key(key)
-        if store.ledger.shared:
+    async def _get(self, io: flow.IO, key: bytes, terms: Terms[Any]) -> Any:
+        store = self._open_store()
+        if not store.ledger.is_prepared:
             await io.prepare(store.ledger)
-        found = await flow.find(io, store, found_key, self._plain)
+        found = await flow.find(io, store, key, terms)
         if found is None or found.entry.fresh <= time.time():
-            store.recorder.count(self.namespace, "misses")
+            store.recorder.count(terms.namespace, "misses")
             return MISSING
         return found.value
 
-    async def _get_many(self, io: flow.IO, keys: Sequence[Any]) -> list[Any]:
-        store, digests = self._open_store(), [self._key(key) for key in keys]
-        if store.ledger.shared:
+    async def _get_many(
+        self, io: flow.IO, keys: Sequence[Any], kind: Kind[Any], namespace: str | None
+    ) -> list[Any]:
+        store, digests = self._open_store(), self._keys(keys, kind, namespace)
+        if not store.ledger.is_prepared:
             await io.prepare(store.ledger)
-        found = await bulk.find(io, store, digests, self._plain)
+        found = await bulk.find(io, store, digests, self._terms(kind, namespace))
         return [found.get(key, MISSING) for key in digests]
 
     async def _set(
@@ -530,24 +583,28 @@ class MultiLevelCache:
         ttl: TTL,
         tags: Iterable[str],
         documents: Iterable[str],
+        kind: Kind[Any],
+        namespace: str | None,
     ) -> None:
-        store = self._open_store()
+        store, whose = self._open_store(), self.namespace if namespace is None else namespace
         lifetime = self._policy.ttl if ttl is None else checked(ttl)
         kept = []
         for key, value in items:
-            terms = Terms(PLAIN, self.namespace, self._policy, lifetime, key, tags, documents)
-            kept.append((self._key(key), terms, value, _packed(value)))
+            terms = Terms(kind, whose, self._policy, lifetime, key, tags, documents)
+            kept.append((self._key(key, kind, namespace), terms, value, _packed(kind, value)))
         await bulk.keep(io, store, kept)
 
-    @property
-    def _plain(self) -> Terms[Any]:
-        return Terms(PLAIN, self.namespace, self._policy)
+    def _terms(self, kind: Kind[Any], namespace: str | None) -> Terms[Any]:
+        return Terms(kind, self.namespace if namespace is None else namespace, self._policy)
 
-    def _key(self, key: Any) -> bytes:
+    def _keys(self, keys: Iterable[Any], kind: Kind[Any], namespace: str | None) -> list[bytes]:
+        return [self._key(key, kind, namespace) for key in keys]
+
+    def _key(self, key: Any, kind: Kind[Any] = PLAIN, namespace: str | None = None) -> bytes:
         if type(key) is Digest:
             return key
         try:
-            return digest(self.namespace, PLAIN.name, key)
+            return digest(self.namespace if namespace is None else namespace, kind.name, key)
         except Uncacheable as error:
             raise ConfigurationError(
                 "a key is made of numbers, strings, bytes, None, lists and dicts: "
@@ -599,9 +656,9 @@ def _rebuild(
     return cls(levels, **options)
 
 
-def _packed(value: Any) -> Body:
+def _packed(kind: Kind[Any], value: Any) -> Body:
     try:
-        return PLAIN.pack(value)
+        return kind.pack(value)
     except Uncacheable as error:
         raise ConfigurationError(
             f"{type(value).__name__} cannot be stored faithfully; store strings, bytes, "

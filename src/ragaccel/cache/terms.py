@@ -7,6 +7,7 @@ import random
 import time
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -59,7 +60,7 @@ class Policy:
         return time.time() + head_start >= entry.fresh
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Terms(Generic[T]):
     """Under which terms one value is kept.
 
@@ -160,4 +161,5 @@ def is_empty(result: Any) -> bool:
 
 
 def _is_none_at_all(ttl: Any) -> bool:
-    return isinstance(ttl, (int, float)) and ttl <= 0
+    zero: Any = timedelta(0) if isinstance(ttl, timedelta) else 0
+    return isinstance(ttl, (int, float, timedelta)) and ttl <= zero

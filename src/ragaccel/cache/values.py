@@ -8,7 +8,9 @@ pickled. The checksum shows damage and bytes under a wrong key, not a forger who
 from __future__ import annotations
 
 import struct
+import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -118,20 +120,31 @@ def unframe(key: bytes, blob: bytes) -> Entry | None:
     """Return the entry, or None if the bytes are damaged, foreign or of another version or key."""
     if type(blob) is not bytes or len(blob) < _HEAD.size:
         return None
-    magic, checksum, flags, marks, *numbers = _HEAD.unpack_from(blob)
-    whole = memoryview(blob)
-    if magic != _MAGIC or checksum != _checksum(key, whole[_SUM.size :]):
+    head, whole = _HEAD.unpack_from(blob), memoryview(blob)
+    if head[0] != _MAGIC or head[1] != _checksum(key, whole[_SUM.size :]):
         return None
-    body_at = _HEAD.size + marks * MARK_BYTES
+    body_at = _HEAD.size + head[3] * MARK_BYTES
     body: Body = whole[body_at:]
-    if flags & _COMPRESSED:
+    if head[2] & _COMPRESSED:
         try:
             if zstandard.frame_content_size(body) > _MAX_BODY_BYTES:
                 return None
-            body = zstandard.decompress(body)
+            body = _decompressor().decompress(body)
         except (zstandard.ZstdError, MemoryError):
             return None
-    return Entry._make((*numbers, blob[_HEAD.size : body_at], body))
+    return tuple.__new__(Entry, (*head[4:], blob[_HEAD.size : body_at], body))
+
+
+_own = threading.local()
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """Return this thread's decompressor: making one takes longer than using it."""
+    try:
+        found: zstandard.ZstdDecompressor = _own.decompressor
+    except AttributeError:
+        found = _own.decompressor = zstandard.ZstdDecompressor()
+    return found
 
 
 def _checksum(key: bytes, rest: Body) -> int:
@@ -178,8 +191,14 @@ def _array_from_ext(code: int, data: memoryview) -> Any:
     if code != _ARRAY:
         raise ValueError(f"unknown extension {code}")
     start = 1 + data[0]
-    dtype, shape = msgspec.msgpack.decode(data[1:start], type=tuple[str, tuple[int, ...]])
-    return np.frombuffer(data[start:], dtype=np.dtype(dtype)).reshape(shape).copy()
+    dtype, shape = _shape(bytes(data[1:start]))
+    return np.frombuffer(data[start:], dtype=dtype).reshape(shape).copy()
+
+
+@lru_cache(maxsize=256)
+def _shape(packed: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    dtype, shape = msgspec.msgpack.decode(packed, type=tuple[str, tuple[int, ...]])
+    return np.dtype(dtype), shape
 
 
 _plain_encoder = msgspec.msgpack.Encoder(enc_hook=_array_to_ext)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 import time
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ragaccel.resources.forks import Forkable
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
 
 _IDLE: Final = 8
 _BUSY_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.01
 _FORK_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.005
 
 
 class DamagedFileError(Exception):
@@ -60,9 +60,11 @@ class Connections(Forkable):
         *,
         replaceable: bool = False,
     ) -> None:
-        self._path = path if replaceable else None
+        self._path = os.fspath(path) if replaceable and path is not None else None
+        self._looked = 0.0
         self._connect, self._prepare = connect, prepare
-        self._free = threading.Condition()
+        self._lock = threading.RLock()
+        self._free = threading.Condition(self._lock)
         self._idle: list[_Lease] = []
         self._in_use = self._generation = self._inode = 0
         self._held = False
@@ -79,21 +81,16 @@ class Connections(Forkable):
         """A number that changes when connections of before are of no use any more."""
         return self._generation
 
-    @contextlib.contextmanager
-    def use(self) -> Iterator[sqlite3.Connection]:
+    def use(self, *, reading: bool = False) -> _Use:
         """Give a connection of this thread's own for a while.
+
+        Args:
+            reading: Whether a file that was replaced some milliseconds ago may still be read.
 
         Raises:
             DamagedFileError: What was done inside, or opening, found the file damaged.
         """
-        lease = self._take()
-        try:
-            yield lease.db
-        except sqlite3.DatabaseError as error:
-            _raise_if_damaged(error, lease.inode)
-            raise
-        finally:
-            self._put(lease)
+        return _Use(self, reading)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -106,13 +103,18 @@ class Connections(Forkable):
 
     def close(self) -> None:
         """Close what nobody uses, and the others when they come back; the next use opens again."""
-        with self._free:
+        with self._lock:
             self._drop_idle()
 
-    def _take(self) -> _Lease:
-        current = _inode(self._path)
-        with self._free:
-            self._free.wait_for(lambda: not self._held)
+    def _take(self, reading: bool) -> _Lease:  # noqa: FBT001
+        now = time.monotonic()
+        if not reading or now > self._looked + _LOOK_SECONDS:
+            current, self._looked = _inode(self._path), now
+        else:
+            current = self._inode
+        with self._lock:
+            while self._held:
+                self._free.wait()
             self._in_use += 1
             if current != self._inode:
                 self._drop_idle()
@@ -123,21 +125,24 @@ class Connections(Forkable):
         try:
             return self._open(generation)
         except BaseException:
-            self._leave()
+            with self._lock:
+                self._leave()
             raise
 
     def _put(self, lease: _Lease) -> None:
-        with self._free:
+        with self._lock:
             kept = lease.generation == self._generation and len(self._idle) < _IDLE
             if kept:
                 self._idle.append(lease)
-        if not kept:
-            lease.db.close()
-        self._leave()
+                self._leave()
+                return
+        lease.db.close()
+        with self._lock:
+            self._leave()
 
     def _leave(self) -> None:
-        with self._free:
-            self._in_use -= 1
+        self._in_use -= 1
+        if self._held:
             self._free.notify_all()
 
     def _open(self, generation: int) -> _Lease:
@@ -148,7 +153,7 @@ class Connections(Forkable):
             if before in (0, inode):
                 break
             connection.close()  # the file was replaced while it was opened
-        with self._free:
+        with self._lock:
             if generation == self._generation and not self._inode:
                 self._inode = inode
         return _Lease(connection, generation, inode)
@@ -173,14 +178,14 @@ class Connections(Forkable):
                 return connection
 
     def _hold(self, seconds: float | None) -> None:
-        with self._free:
+        with self._lock:
             self._free.wait_for(lambda: not self._held)
             self._held = True
             self._free.wait_for(lambda: not self._in_use, seconds)
             self._drop_idle()
 
     def _release(self) -> None:
-        with self._free:
+        with self._lock:
             self._held = False
             self._free.notify_all()
 
@@ -199,9 +204,28 @@ class Connections(Forkable):
 
     def after_fork_in_child(self) -> None:
         """Begin with no connection."""
-        self._free = threading.Condition()
+        self._lock = threading.RLock()
+        self._free = threading.Condition(self._lock)
         self._in_use = 0
         self._held = False
+
+
+class _Use:
+    """A connection that is taken for a while."""
+
+    __slots__ = ("_connections", "_lease", "_reading")
+
+    def __init__(self, connections: Connections, reading: bool) -> None:  # noqa: FBT001
+        self._connections, self._reading = connections, reading
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._lease = self._connections._take(self._reading)
+        return self._lease.db
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._connections._put(self._lease)
+        if isinstance(error, sqlite3.DatabaseError):
+            _raise_if_damaged(error, self._lease.inode)
 
 
 def _raise_if_damaged(error: sqlite3.DatabaseError, inode: int) -> None:
@@ -214,10 +238,10 @@ def _close(idle: list[_Lease]) -> None:
         idle.pop().db.close()
 
 
-def _inode(path: str | os.PathLike[str] | None) -> int:
+def _inode(path: str | None) -> int:
     if path is None:
         return 0
     try:
-        return Path(path).stat().st_ino
+        return os.stat(path).st_ino  # noqa: PTH116 - a third of the time that Path takes
     except FileNotFoundError:
         return 0

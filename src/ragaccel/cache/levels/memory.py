@@ -1,92 +1,137 @@
-"""The memory level: encoded entries, bounded by bytes, least recently used out first."""
+"""The memory level: encoded entries, bounded by bytes, the worthiest kept."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING
 
+from ragaccel.cache.ledger import ProcessLedger
+from ragaccel.cache.levels import Usage
+from ragaccel.cache.levels.eviction import Entry, TinyLFU
 from ragaccel.errors import ConfigurationError
 from ragaccel.resources import Forkable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ragaccel.cache.levels import Stored
 
-_OVERHEAD_BYTES = 270  # dict slot, key, tuple and float of one entry, measured with tracemalloc
+# Key, entry, numbers, places in the queues and counters in the sketch; measured with tracemalloc.
+_OVERHEAD_BYTES = 550
+_SHARE_OVERHEAD_BYTES = 90  # the place in the queue of a namespace
 
 
 class MemoryLevel(Forkable):
     """Keeps entries in this process.
 
     Entries stay encoded, so every hit hands out a fresh value that nobody can change for others.
+    Which stay when room is short: see `eviction`.
 
     Args:
-        max_bytes: The most that keys, entries and their bookkeeping may take.
+        max_bytes: The most that keys, entries and their bookkeeping may take, beside some 16 KB
+            that an empty level takes.
+        namespace_bytes: The most that the entries of one namespace may take of it: past that, they
+            make room for each other and for no others. None for no such bound.
     """
 
     name = "memory"
     compress = False
+    leases = None
 
-    def __init__(self, max_bytes: int = 256 * 1024 * 1024) -> None:
+    def __init__(
+        self, max_bytes: int = 256 * 1024 * 1024, *, namespace_bytes: int | None = None
+    ) -> None:
         if max_bytes <= 0:
             raise ConfigurationError(f"max_bytes must be positive, got {max_bytes}.")
+        if namespace_bytes is not None and namespace_bytes <= 0:
+            raise ConfigurationError(f"namespace_bytes must be positive, got {namespace_bytes}.")
         self.max_bytes = max_bytes
+        self.namespace_bytes = namespace_bytes
+        self.ledger = ProcessLedger()
+        self._overhead = _OVERHEAD_BYTES + (_SHARE_OVERHEAD_BYTES if namespace_bytes else 0)
         self._lock = threading.Lock()
-        self._entries: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
-        self._bytes = 0
+        self._evictions = 0
+        self._begin()
         self.follow_forks()
 
     @property
     def bytes_used(self) -> int:
         """Bytes that the entries take now, bookkeeping included."""
-        return self._bytes
+        return self._policy.bytes_used
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._policy)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the blobs of those keys that are here and have not expired."""
-        now = time.time()
-        found = {}
-        with self._lock:
-            for key in keys:
-                entry = self._entries.get(key)
-                if entry is None:
-                    continue
-                if entry[1] <= now:
-                    self._drop(key)
-                    continue
-                self._entries.move_to_end(key)
-                found[key] = entry[0]
-        return found
+        # No lock: looking up in a dictionary is one step, and entries never change.
+        if len(keys) != 1:
+            return self._get_each(keys)
+        key = keys[0]
+        entry = self._window.get(key) or self._main.get(key)
+        if entry is None:
+            return {}
+        if entry.expires <= time.time():
+            self._expire(entry)
+            return {}
+        entry.hits += 1
+        return {key: entry.blob}
+
+    def look(self, key: bytes) -> Entry | None:
+        """Return the entry of a key as it lies here, which a reader may leave `opened`."""
+        entry = self._window.get(key) or self._main.get(key)
+        if entry is not None:
+            if entry.expires <= time.time():
+                self._expire(entry)
+                return None
+            entry.hits += 1
+        return entry
 
     def put_many(self, entries: Sequence[Stored]) -> None:
-        """Keep the entries; one larger than the whole level is passed over."""
+        """Keep the entries; one that can never fit is passed over."""
+        now = time.time()
         with self._lock:
-            for key, blob, expires in entries:
-                self._drop(key)
-                size = _size(blob)
-                if size > self.max_bytes:
-                    continue
-                self._entries[key] = (blob, expires)
-                self._bytes += size
-                while self._bytes > self.max_bytes:
-                    self._drop(next(iter(self._entries)))
+            for key, blob, expires, cost, namespace in entries:
+                size = len(blob) + self._overhead
+                entry = Entry(key, blob, expires, cost, namespace, size)
+                self._evictions += self._policy.put(entry, now)
 
     def delete_many(self, keys: Sequence[bytes]) -> None:
         """Forget the keys."""
         with self._lock:
             for key in keys:
-                self._drop(key)
+                self._policy.remove(key)
+
+    def forget(self, keys: Sequence[bytes]) -> None:
+        """Do what `delete_many` does."""
+        self.delete_many(keys)
+
+    def scan(self, namespace: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the keys and blobs that a namespace has now."""
+        now = time.time()
+        with self._lock:
+            entries = [*self._window.values(), *self._main.values()]
+        return [
+            (entry.key, entry.blob)
+            for entry in entries
+            if entry.namespace == namespace and entry.expires > now
+        ]
+
+    def usage(self) -> Usage:
+        """Return what the level holds now."""
+        with self._lock:
+            return Usage(len(self._policy), self._policy.bytes_used, self._evictions)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._entries.clear()
-            self._bytes = 0
+            self._begin()
+
+    def forget_all(self) -> None:
+        """Do what `clear` does."""
+        self.clear()
 
     def close(self) -> None:
         """Forget everything."""
@@ -112,19 +157,33 @@ class MemoryLevel(Forkable):
         """Do what `close` does."""
         self.close()
 
-    def _drop(self, key: bytes) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._bytes -= _size(entry[0])
-
     def after_fork_in_child(self) -> None:
         """Begin empty: another thread may have been in the middle of a change."""
         self._lock = threading.Lock()
-        self.clear()
+        self._begin()
 
-    def __reduce__(self) -> tuple[type[MemoryLevel], tuple[int]]:
-        return MemoryLevel, (self.max_bytes,)
+    def __reduce__(self) -> tuple[Callable[[int], MemoryLevel], tuple[int]]:
+        return partial(MemoryLevel, namespace_bytes=self.namespace_bytes), (self.max_bytes,)
 
+    def _begin(self) -> None:
+        self._policy = TinyLFU(self.max_bytes, self.namespace_bytes)
+        self._window, self._main = self._policy.window, self._policy.main
 
-def _size(blob: bytes) -> int:
-    return len(blob) + _OVERHEAD_BYTES
+    def _get_each(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        now = time.time()
+        found = {}
+        for key in keys:
+            entry = self._window.get(key) or self._main.get(key)
+            if entry is None:
+                continue
+            if entry.expires <= now:
+                self._expire(entry)
+                continue
+            entry.hits += 1
+            found[key] = entry.blob
+        return found
+
+    def _expire(self, entry: Entry) -> None:
+        with self._lock:
+            if entry in (self._window.get(entry.key), self._main.get(entry.key)):
+                self._policy.remove(entry.key)

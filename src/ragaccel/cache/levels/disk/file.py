@@ -80,30 +80,27 @@ class CacheFile:
         """A number that changes when another file lies at the path."""
         return self._connections.generation
 
-    def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function with a connection of this thread's own.
+    def do(self, work: Callable[[sqlite3.Connection], T], *, reading: bool = False) -> T:
+        """Run a function with a connection of this thread's own; see `Connections.use`.
 
         Raises:
             BusyError: See there.
         """
         try:
-            return self._do(work)
+            with self._connections.use(reading=reading) as db:
+                return work(db)
         except DamagedFileError as damaged:
             self._set_aside(damaged.inode)
-        return self._do(work)
-
-    def close(self) -> None:
-        """Close the file; the next use opens it again."""
-        self._connections.close()
-
-    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        try:
-            with self._connections.use() as db:
-                return work(db)
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise BusyError(str(error)) from error
             raise
+        with self._connections.use() as db:
+            return work(db)
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        self._connections.close()
 
     def _set_aside(self, inode: int) -> None:
         """Rename a damaged file, unless another thread or process has done so."""

@@ -50,6 +50,11 @@ class DiskLedger(Forkable):
         self._strikes = Strikes(secrets.randbits(62))
         self.follow_forks()
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the files are open."""
+        return self._file is not None
+
     def position(self) -> Position:
         """Return where the ledger stands."""
         self._hear()

@@ -63,7 +63,7 @@ class DiskLevel:
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the blobs of those keys that are here and have not expired."""
-        return self._file.do(lambda db: _select(db, keys))
+        return self._file.do(lambda db: _select(db, keys), reading=True)
 
     def put_many(self, entries: Sequence[Stored]) -> None:
         """Keep the entries in one transaction and hold the size bounds."""

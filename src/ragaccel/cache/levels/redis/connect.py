@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ragaccel.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 Node = tuple[str, int]
 """Host and port of one server; a unix socket has its path and 0."""
@@ -98,8 +98,9 @@ def target(server: Any, timeout: float) -> Target:
 
 
 def _of_url(url: str, timeout: float) -> Target:
-    from redis.connection import parse_url
+    import redis.connection
 
+    parse_url: Callable[[str], dict[str, Any]] = redis.connection.parse_url
     parts = urlsplit(url)
     if parts.scheme not in _MANY:
         options = parse_url(url)
@@ -176,10 +177,10 @@ def _take_node(options: dict[str, Any]) -> Node:
 def _ours(options: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     """Lay our own choices over somebody's options: time-outs, no retries, no extra round trips."""
     from redis.backoff import NoBackoff
-    from redis.connection import Connection
+    from redis.connection import AbstractConnection
     from redis.retry import Retry
 
-    known = inspect.signature(Connection.__mro__[1].__init__).parameters
+    known = inspect.signature(AbstractConnection).parameters
     quiet = {"driver_info": None} if "driver_info" in known else {}
     quiet = quiet or {"lib_name": None, "lib_version": None}
     return {

@@ -374,6 +374,7 @@ def _safely(queries: Iterable[Any]) -> Iterator[Any]:
 
 def _lines(path: Path) -> Iterator[Any]:
     suffix = path.suffix.lower()
+    found: Iterator[Any]
     with path.open(encoding="utf-8-sig", newline="") as file:
         if suffix in (".csv", ".tsv"):
             found = _column(csv.reader(file, delimiter="\t" if suffix == ".tsv" else ","))

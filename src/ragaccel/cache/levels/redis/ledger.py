@@ -1,0 +1,320 @@
+"""The ledger on the server: strikes that every process hears of, and what each knows of them.
+
+The server counts: one script gives a strike its number and writes it down. A process keeps a copy
+of the strikes, which its tracker brings up to date, so that telling whether an entry stands asks
+nobody. All keys of a ledger have one hash tag and so lie on one node of a cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from ragaccel.cache.ledger import CAPACITY, EVERYTHING, Position, Strikes
+from ragaccel.cache.levels.breaker import Unavailable
+from ragaccel.cache.levels.redis.server import script
+from ragaccel.cache.levels.redis.tracking import Tracker
+from ragaccel.io import run
+from ragaccel.resources import Forkable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ragaccel.cache.levels.redis.followers import Followers
+    from ragaccel.cache.levels.redis.server import Server
+    from ragaccel.cache.levels.redis.wires import Wire
+
+
+# The four keys are made together and have no end; where one is missing (a flush, an eviction), the
+# ledger is lost and a new one begins, to which nothing older belongs. The keeper, a member of no
+# length, keeps the set of marks in being while it has none.
+_OPEN = """
+if redis.call('EXISTS', unpack(KEYS)) < 4 then
+  redis.call('DEL', KEYS[4])
+  redis.call('SET', KEYS[1], ARGV[1])
+  redis.call('SET', KEYS[2], '0')
+  redis.call('SET', KEYS[3], '0')
+  redis.call('ZADD', KEYS[4], 0, '')
+end
+local id = redis.call('GET', KEYS[1])
+"""
+_STRIKE = script(
+    _OPEN
+    + """
+local seq = redis.call('INCR', KEYS[2])
+for at = 4, #ARGV do
+  if ARGV[at] == ARGV[3] then
+    redis.call('SET', KEYS[3], seq)
+    redis.call('ZREMRANGEBYSCORE', KEYS[4], '(0', '+inf')
+  else
+    redis.call('ZADD', KEYS[4], seq, ARGV[at])
+  end
+end
+local count = redis.call('ZCARD', KEYS[4])
+if count > tonumber(ARGV[2]) then
+  local middle = math.floor(count / 2)
+  local floor = redis.call('ZRANGE', KEYS[4], middle, middle, 'WITHSCORES')[2]
+  redis.call('ZREMRANGEBYSCORE', KEYS[4], '(0', floor)
+  if tonumber(floor) > tonumber(redis.call('GET', KEYS[3])) then
+    redis.call('SET', KEYS[3], floor)
+  end
+end
+return {id, seq}
+"""
+)
+_READ = script(
+    _OPEN
+    + """
+local since = '(0'
+if id == ARGV[3] then since = '(' .. ARGV[2] end
+local marks = redis.call('ZRANGEBYSCORE', KEYS[4], since, '+inf', 'WITHSCORES')
+return {id, redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3]), marks}
+"""
+)
+
+
+class RedisLedger(Forkable):
+    """A ledger that all users of a server share; see `cache.ledger.Ledger`.
+
+    Args:
+        server: Where it is.
+        prefix: What the level's keys begin with.
+        followers: Who keeps copies of entries.
+        grace: Seconds for which entries are served after contact to the server was lost, when
+            strikes of others are no longer heard.
+    """
+
+    shared = True
+
+    def __init__(self, server: Server, prefix: bytes, followers: Followers, grace: float) -> None:
+        self._server, self._followers, self._grace = server, followers, grace
+        self._entries, self._tag = prefix + b"e:", prefix + b"{ledger}:"
+        self._keys = [self._tag + name for name in (b"id", b"seq", b"floor", b"marks")]
+        self._lock = threading.Lock()
+        self._tracker: Tracker | None = None
+        # What is known of the server's ledger, up to which number it was read, and the ledger that
+        # stands in for it while there is none or something could not be written down there.
+        self._known: Strikes | None = None
+        self._read_to = 0
+        self._own = self._current = Strikes(secrets.randbits(52))
+        self._position = self._current.position
+        self._untold: dict[bytes, None] = {}
+        self._contact, self._exact = False, False
+        self._lost_at = -math.inf
+        self.follow_forks()
+
+    # ---- what callers ask ------------------------------------------------------------------------
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a tracker listens or tries to."""
+        return self._tracker is not None
+
+    def position(self) -> Position:
+        """Return where the ledger stands, as far as this process has heard."""
+        return self._position
+
+    def stands(self, position: Position, created: float, marks: bytes) -> bool:
+        """Tell whether an entry may be served; see `Ledger`."""
+        if self._exact:
+            return self._current.stand(position, marks)
+        known, own = self._known, self._own
+        strikes = own if position[0] == own.ledger else known
+        if strikes is None or not strikes.stand(position, marks):
+            return False
+        return self._contact or time.time() - max(self._lost_at, created) < self._grace
+
+    def strike(self, marks: Sequence[bytes]) -> None:
+        """Let no entry with one of the marks stand from now on; see `Ledger`.
+
+        What could not be told to the server is told as soon as it can be reached again.
+        """
+        try:
+            with self._server.calling():
+                told = run(self._tell(self._server.wire, marks))
+        except BaseException:
+            self._keep(marks)
+            raise
+        self._note(told, marks)
+
+    async def astrike(self, marks: Sequence[bytes]) -> None:
+        """Do what `strike` does, without blocking the event loop."""
+        if self._server.blocking:
+            await asyncio.to_thread(self.strike, marks)
+            return
+        try:
+            with self._server.calling():
+                told = await self._tell(self._server.awire(), marks)
+        except BaseException:
+            self._keep(marks)
+            raise
+        self._note(told, marks)
+
+    def prepare(self) -> None:
+        """Get into contact with the server, once; waits for the level's `timeout` at most."""
+        if self._tracker is None:
+            with contextlib.suppress(OSError, RuntimeError):  # no more sockets or threads
+                self._listen().settled.wait(self._server.timeout)
+
+    async def aprepare(self) -> None:
+        """Do what `prepare` does, without blocking the event loop."""
+        if self._tracker is None:
+            await asyncio.to_thread(self.prepare)
+
+    def _listen(self) -> Tracker:
+        with self._lock:
+            if self._tracker is None:
+                self._tracker = Tracker(self._server, (self._entries, self._tag), self)
+            return self._tracker
+
+    def close(self) -> None:
+        """Stop listening; `prepare` begins again."""
+        with self._lock:
+            tracker, self._tracker = self._tracker, None
+        if tracker is not None:
+            tracker.stop()
+
+    def commands(self) -> list[tuple[Any, ...]]:
+        """Return commands whose replies are the number of strikes and of marks plus one."""
+        return [("GET", self._keys[1]), ("ZCARD", self._keys[3])]
+
+    # ---- what the tracker tells ------------------------------------------------------------------
+
+    def gained(self) -> None:
+        """Read what was struck meanwhile: from now on every strike is heard."""
+        self._refresh()
+        with self._lock:
+            self._contact = True
+            self._settle()
+        self._followers.lost()
+        with contextlib.suppress(Unavailable), self._server.breaker.call():
+            pass  # the server answers: callers may use it again
+
+    def lost(self) -> None:
+        """Begin the time of grace."""
+        with self._lock:
+            if self._contact:
+                self._lost_at = time.time()
+            self._contact = self._exact = False
+        self._followers.lost()
+
+    def heard(self, names: Sequence[bytes]) -> None:
+        """Pass on changed entries; read what was struck."""
+        start = len(self._entries)
+        changed = []
+        for name in names:
+            if name.startswith(self._entries):
+                with contextlib.suppress(ValueError):
+                    changed.append(bytes.fromhex(name[start:].decode("ascii", "replace")))
+        if len(changed) < len(names):
+            self._refresh()
+        if changed:
+            self._followers.changed(changed)
+
+    def flushed(self) -> None:
+        """The ledger may be gone with everything else."""
+        self._refresh()
+        self._followers.lost()
+
+    def tick(self) -> None:
+        """Try again to tell what could not be told."""
+        if self._untold:
+            self._refresh()
+
+    def after_fork_in_child(self) -> None:
+        """Listen anew at the next `prepare`: the parent's thread did not come along."""
+        self._lock = threading.Lock()
+        tracker, self._tracker = self._tracker, None
+        if tracker is not None:
+            tracker.left_behind()
+        if self._contact:
+            self._lost_at = time.time()
+        self._contact = self._exact = False
+        self._followers.after_fork()
+
+    # ---- the server ------------------------------------------------------------------------------
+
+    async def _tell(self, wire: Wire, marks: Iterable[bytes]) -> tuple[int, int]:
+        """Write a strike down; return the ledger's id and the strike's number."""
+        arguments = [secrets.randbits(52), CAPACITY, EVERYTHING, *marks]
+        ledger, seq = await self._server.run(wire, _STRIKE, self._keys, arguments)
+        return int(ledger), int(seq)
+
+    def _refresh(self) -> None:
+        """Tell what is untold and read what is unread; on the tracker's thread."""
+        from redis.exceptions import ResponseError
+
+        server = self._server
+        self._tell_untold(ResponseError)
+        with self._lock:
+            known = self._known if self._current is self._known else None
+            since, name = (self._read_to, known.ledger) if known else (0, -1)
+        arguments = [secrets.randbits(52), since, name]
+        read = run(server.run(server.wire, _READ, self._keys, arguments))
+        ledger, seq, floor = (int(number) for number in read[:3])
+        marks = [(mark, int(float(at))) for mark, at in zip(*[iter(read[3])] * 2, strict=True)]
+        with self._lock:
+            if known is None or ledger != name:
+                known = Strikes(ledger)
+            known.add(marks)
+            known.seq = max(known.seq, seq)
+            if floor > known.floor:
+                known.forget(floor)
+            if self._untold:
+                known.strike(self._untold)
+            self._known, self._read_to = known, seq
+            self._settle()
+
+    def _tell_untold(self, refusal: type[Exception]) -> None:
+        """Tell the server what it could not be told before; what it refuses stays untold."""
+        with self._lock:
+            untold, self._untold = self._untold, {}
+        if untold:
+            try:
+                run(self._tell(self._server.wire, list(untold)))
+            except BaseException as error:
+                with self._lock:
+                    self._untold.update(untold)
+                if not isinstance(error, refusal):
+                    raise
+
+    def _settle(self) -> None:
+        """Go by the server's ledger if nothing is missing in it; with the lock held."""
+        if self._known is not None and not self._untold:
+            if self._current is self._own:
+                self._own = Strikes(secrets.randbits(52))  # its entries do not stand any more
+            self._current = self._known
+        self._position = self._current.position
+        self._exact = self._contact and self._current is self._known
+
+    def _note(self, told: tuple[int, int], marks: Sequence[bytes]) -> None:
+        """Take note of a strike that the server has numbered."""
+        ledger, seq = told
+        with self._lock:
+            self._own.strike(marks)
+            if self._known is not None and self._known.ledger == ledger:
+                self._known.add((mark, seq) for mark in marks)
+            else:
+                # Another ledger than the one known: its older entries may have been struck, too.
+                known = Strikes(ledger, seq, floor=seq)
+                if self._current is not self._own:
+                    self._current = known
+                self._known, self._read_to = known, seq
+            self._position = self._current.position
+
+    def _keep(self, marks: Sequence[bytes]) -> None:
+        """Strike here what could not be told, and remember to tell it."""
+        with self._lock:
+            self._own.strike(marks)
+            if self._known is not None:
+                self._known.strike(marks)
+            self._current, self._exact = self._own, False
+            self._position = self._own.position
+            self._untold.update(dict.fromkeys(marks))
+            if len(self._untold) > CAPACITY:
+                self._untold = {EVERYTHING: None}
