@@ -17,7 +17,8 @@ RagaccelError
     └── CorruptCollectionError               the stored truth is damaged
 
 Cache, Redis and telemetry faults are never raised into a caller's request: they are counted, and
-logged once per change of state under "ragaccel.cache".
+logged once per change of state under "ragaccel.cache". A ttl policy of the user's own that fails is
+warned about as a `RagaccelWarning`.
 """
 
 from __future__ import annotations

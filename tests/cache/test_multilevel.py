@@ -482,10 +482,14 @@ def test_each_change_of_a_level_is_logged_once(face, caplog):
             face.set(cache, "key", 3)
             assert face.get(cache, "key") == 3
     once = [
-        "Reads of the cache's moody level fail and are passed over while they do: "
-        "OSError: the disk is gone",
-        "Writes of the cache's moody level fail and are passed over while they do: "
-        "OSError: the disk is gone",
+        (
+            "Reads of the cache's moody level fail and are passed over while they do: "
+            "OSError: the disk is gone"
+        ),
+        (
+            "Writes of the cache's moody level fail and are passed over while they do: "
+            "OSError: the disk is gone"
+        ),
         "Writes of the cache's moody level work again",
         "Reads of the cache's moody level work again",
     ]

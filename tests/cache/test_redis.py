@@ -13,9 +13,9 @@ import time
 import numpy as np
 import pytest
 
-from ragaccel.cache import MISSING, MemoryLevel, MultiLevelCache, RedisLevel
-from ragaccel.errors import ConfigurationError, RagaccelWarning
-from tests.cache.helpers import Compute, here, key, script, stored, together, wait_until
+from ragaccel.cache import MISSING, DiskLevel, MultiLevelCache, RedisLevel
+from ragaccel.errors import ConfigurationError
+from tests.cache.helpers import Compute, here, key, logged, script, stored, together, wait_until
 
 PATIENT = 10.0  # seconds a server under load may take where its speed is not the question
 
@@ -24,6 +24,11 @@ PATIENT = 10.0  # seconds a server under load may take where its speed is not th
 def client(server):
     with server.client() as client:
         yield client
+
+
+def entries(client, prefix: str = "ragaccel:") -> list[bytes]:
+    """Return the names under which entries lie on the server."""
+    return sorted(client.scan_iter(f"{prefix}e:*"))
 
 
 @pytest.fixture
@@ -57,7 +62,7 @@ def test_the_server_expires_entries(open_cache, client, face):
     cache = open_cache()
     face.set(cache, "short", 1, ttl=2.5)
     face.set(cache, "long", 1, ttl=3_000)
-    left = sorted(client.pttl(name) for name in client.scan_iter())
+    left = sorted(client.pttl(name) for name in entries(client))
     assert 0 < left[0] <= 2_500
     assert 2_900_000 < left[1] <= 3_000_000
 
@@ -65,7 +70,7 @@ def test_the_server_expires_entries(open_cache, client, face):
 def test_an_entry_without_end_has_a_long_end_on_the_server(open_cache, client, face):
     """Nothing stays on a shared server for ever."""
     face.set(open_cache(), "key", 1, ttl=float("inf"))
-    (name,) = client.keys()
+    (name,) = entries(client)
     assert client.pttl(name) > 365 * 86_400_000
 
 
@@ -73,8 +78,9 @@ def test_keys_are_under_the_prefix_and_tell_nothing(open_cache, client, face):
     """Whoever lists the keys sees no tenant, no question and no name of a model."""
     cache = open_cache(prefix="shop:")
     face.set(cache, ["model", "What is the balance of account 4711?"], "none of your business")
-    (name,) = client.keys()
-    assert re.fullmatch(rb"shop:[0-9a-f]{40}", name)
+    (name,) = entries(client, "shop:")
+    assert re.fullmatch(rb"shop:e:[0-9a-f]{40}", name)
+    assert all(name.startswith(b"shop:") for name in client.scan_iter())
 
 
 def test_clear_leaves_others_keys(open_cache, client, face):
@@ -92,11 +98,11 @@ def test_clear_leaves_others_keys(open_cache, client, face):
 
 def test_a_prefix_is_no_pattern(open_cache, client, face):
     """Characters of the prefix that mean something in a pattern stand for themselves."""
-    client.set("a1:someone else's", "data")
+    client.set("a1:e:" + "0" * 40, "data")
     cache = open_cache(prefix="a[1]:")
     face.set(cache, "key", 1)
     face.clear(cache)
-    assert client.get("a1:someone else's") == b"data"
+    assert client.get("a1:e:" + "0" * 40) == b"data"
     assert face.get(cache, "key") is MISSING
 
 
@@ -129,7 +135,7 @@ def test_a_key_of_another_type_is_a_miss(open_cache, client, face):
     """A list or hash where an entry should be is not served, and the next value replaces it."""
     cache = open_cache()
     face.set(cache, "key", "value")
-    (name,) = client.keys()
+    (name,) = entries(client)
     client.delete(name)
     client.hset(name, "field", "value")
     assert face.get(cache, "key") is MISSING
@@ -139,17 +145,17 @@ def test_a_key_of_another_type_is_a_miss(open_cache, client, face):
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"", b"\x00", b"hello", b"rA1" + b"\xff" * 200, os.urandom(99)]
+    "garbage", [b"", b"hello", b"12345678", b"rA1" + b"\xff" * 200, os.urandom(99)], ids=range(5)
 )
 def test_garbage_at_a_key_is_a_miss_and_is_removed(open_cache, client, face, garbage):
     """Bytes that are no entry are not served, are counted, and do not stay."""
     cache = open_cache()
     face.set(cache, "key", "value")
-    (name,) = client.keys()
+    (name,) = entries(client)
     client.set(name, garbage)
     assert face.get(cache, "key") is MISSING
-    assert client.exists(name) == 0
-    assert (cache.stats().damaged, cache.stats().errors) == (1, {})
+    assert client.exists(name) == int(len(garbage) < 8)  # too short to be seen at all
+    assert (cache.stats().damaged, cache.stats().errors) == (int(len(garbage) >= 8), {})
 
 
 def test_a_flushed_server_is_an_empty_one(open_cache, client, face):
@@ -166,14 +172,13 @@ def test_a_flushed_server_is_an_empty_one(open_cache, client, face):
 # ---- outages -------------------------------------------------------------------------------------
 
 
-def test_a_killed_server_is_survived_and_comes_back(frail, own_server, face):
-    """Calls go on without the server, with one warning, and use it again once it is back."""
+def test_a_killed_server_is_survived_and_comes_back(frail, own_server, face, caplog):
+    """Calls go on without the server and use it again once it is back; each is said once."""
     face.set(frail, "key", "old")
     assert face.get(frail, "key") == "old"
     own_server.kill()
-    with pytest.warns(RagaccelWarning, match="redis level"):
-        assert face.get_or_compute(frail, "key", lambda: "computed") == "computed"
-    for number in range(20):  # no further warning, which would be an error here
+    assert face.get_or_compute(frail, "key", lambda: "computed") == "computed"
+    for number in range(20):
         assert face.get_or_compute(frail, number, lambda n=number: n) == number
     assert frail.stats().errors["redis"] >= 20
     own_server.start()
@@ -183,16 +188,18 @@ def test_a_killed_server_is_survived_and_comes_back(frail, own_server, face):
         return face.get(frail, "new") == "value"
 
     wait_until(is_back)
+    assert len(logged(caplog, "cannot be reached")) == 1
+    assert len(logged(caplog, "can be reached again")) == 1
 
 
-def test_a_memory_level_before_it_serves_through_an_outage(own_server, face):
-    """The faster levels work as before while the server is away."""
-    cache = MultiLevelCache([MemoryLevel(), RedisLevel(own_server.url, timeout=2.0)])
+def test_a_disk_level_before_it_serves_through_an_outage(own_server, face, tmp_path):
+    """The levels of the machine work on while the server is away, for the time of grace."""
+    server = RedisLevel(own_server.url, timeout=2.0)
+    cache = MultiLevelCache([DiskLevel(tmp_path / "cache.sqlite"), server])
     face.set(cache, "key", "value")
     own_server.kill()
     assert face.get(cache, "key") == "value"
-    with pytest.warns(RagaccelWarning, match="redis level"):
-        face.set(cache, "other", "value")
+    face.set(cache, "other", "value")
     assert face.get(cache, "other") == "value"
     face.close(cache)
 
@@ -225,8 +232,7 @@ def test_a_failed_server_is_left_alone(own_server, face):
     """After a failure no request reaches the server for `retry_after` seconds."""
     cache = MultiLevelCache([RedisLevel(own_server.url, timeout=1.0, retry_after=3_600)])
     own_server.kill()
-    with pytest.warns(RagaccelWarning):
-        face.get(cache, "key")
+    face.get(cache, "key")
     listener = Counting(own_server.port)
     for number in range(50):
         assert face.get_or_compute(cache, number, lambda n=number: n) == number
@@ -242,8 +248,7 @@ def test_a_frozen_server_costs_one_timeout(own_server, face):
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
         started = time.monotonic()
-        with pytest.warns(RagaccelWarning, match="redis level"):
-            assert face.get_or_compute(cache, "key", lambda: "new") == "new"
+        assert face.get_or_compute(cache, "key", lambda: "new") == "new"
         for number in range(50):
             assert face.get_or_compute(cache, number, lambda n=number: n) == number
         assert time.monotonic() - started < 5  # redis-py's defaults take 60 s for one call
@@ -258,8 +263,7 @@ def test_a_server_frozen_before_the_first_use_costs_one_timeout(own_server, face
     try:
         started = time.monotonic()
         cache = MultiLevelCache([RedisLevel(own_server.url, timeout=1.0, retry_after=3_600)])
-        with pytest.warns(RagaccelWarning, match="redis level"):
-            assert face.get_or_compute(cache, "key", lambda: "value") == "value"
+        assert face.get_or_compute(cache, "key", lambda: "value") == "value"
         assert time.monotonic() - started < 5
     finally:
         os.kill(own_server.pid, signal.SIGCONT)
@@ -273,8 +277,7 @@ def test_threads_meet_a_frozen_server_together(own_server):
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
         started = time.monotonic()
-        with pytest.warns(RagaccelWarning, match="redis level"):
-            answers = together(16, lambda n: cache.get_or_compute(n, lambda: n))
+        answers = together(16, lambda n: cache.get_or_compute(n, lambda: n))
         assert answers == list(range(16))
         assert time.monotonic() - started < 6  # one after another would be 8 s
     finally:
@@ -282,12 +285,11 @@ def test_threads_meet_a_frozen_server_together(own_server):
     cache.close()
 
 
-def test_a_full_server_is_survived(frail, own_server, face):
+def test_a_full_server_is_survived(frail, own_server, face, caplog):
     """A server that refuses to store more costs nothing but the entries."""
     with own_server.client() as client:
         client.config_set("maxmemory", "1")
-    with pytest.warns(RagaccelWarning, match="redis level"):
-        assert face.get_or_compute(frail, "key", lambda: "value") == "value"
+    assert face.get_or_compute(frail, "key", lambda: "value") == "value"
     assert face.get_or_compute(frail, "key", lambda: "value") == "value"
 
 
@@ -295,8 +297,7 @@ def test_a_server_that_wants_a_password_is_survived(frail, own_server, face):
     """A refused log-in is a fault of the level and none of the caller."""
     with own_server.client() as client:
         client.config_set("requirepass", "secret")
-    with pytest.warns(RagaccelWarning, match="redis level"):
-        assert face.get_or_compute(frail, "key", lambda: "value") == "value"
+    assert face.get_or_compute(frail, "key", lambda: "value") == "value"
 
 
 def test_something_else_on_the_port_is_survived(face):
@@ -304,8 +305,7 @@ def test_something_else_on_the_port_is_survived(face):
     listener = Counting(0)
     port = listener._socket.getsockname()[1]
     cache = MultiLevelCache([RedisLevel(f"redis://127.0.0.1:{port}")])
-    with pytest.warns(RagaccelWarning, match="redis level"):
-        assert face.get_or_compute(cache, "key", lambda: "value") == "value"
+    assert face.get_or_compute(cache, "key", lambda: "value") == "value"
     listener.close()
     face.close(cache)
 
@@ -397,5 +397,5 @@ def test_an_expired_entry_is_not_written(server):
     level = RedisLevel(server.url, timeout=PATIENT)
     level.put_many([stored("late", seconds=-1), stored("in time")])
     with server.client() as client:
-        assert client.keys() == [b"ragaccel:" + key("in time").hex().encode()]
+        assert entries(client) == [b"ragaccel:e:" + key("in time").hex().encode()]
     level.close()

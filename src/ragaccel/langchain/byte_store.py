@@ -60,16 +60,15 @@ class ByteStore(BaseStore[str, bytes]):
         tenant = cache.namespace if namespace is None else namespace
         self.namespace: Final = f"{tenant}/{_PAIR.name}"
         self._cache = cache
-        self._where: dict[str, Any] = {"kind": _PAIR, "namespace": self.namespace}
         self._ttl = None if ttl is None else checked(ttl)
 
     def mget(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the bytes under the keys in their order, None where there are none."""
-        return _values(self._cache.get_many(keys, **self._where))
+        return _values(self._cache.get_many(keys, **self._where()))
 
     async def amget(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return what `mget` does, without blocking the event loop."""
-        return _values(await self._cache.aget_many(keys, **self._where))
+        return _values(await self._cache.aget_many(keys, **self._where()))
 
     def mset(self, key_value_pairs: Sequence[tuple[str, bytes]]) -> None:
         """Keep bytes under keys; of a key that is given twice the last counts.
@@ -78,11 +77,11 @@ class ByteStore(BaseStore[str, bytes]):
             ConfigurationError: A key is not a string, or a value is not bytes.
             InvalidationError: An older value was replaced, and that could not be written down.
         """
-        self._cache.set_many(_items(key_value_pairs), ttl=self._ttl, **self._where)
+        self._cache.set_many(_items(key_value_pairs), ttl=self._ttl, **self._where())
 
     async def amset(self, key_value_pairs: Sequence[tuple[str, bytes]]) -> None:
         """Do what `mset` does, without blocking the event loop."""
-        await self._cache.aset_many(_items(key_value_pairs), ttl=self._ttl, **self._where)
+        await self._cache.aset_many(_items(key_value_pairs), ttl=self._ttl, **self._where())
 
     def mdelete(self, keys: Sequence[str]) -> None:
         """Forget keys; those that are not there are no error.
@@ -90,15 +89,15 @@ class ByteStore(BaseStore[str, bytes]):
         Raises:
             InvalidationError: It could not be written down; call it again.
         """
-        self._cache.delete(*keys, **self._where)
+        self._cache.delete(*keys, **self._where())
 
     async def amdelete(self, keys: Sequence[str]) -> None:
         """Do what `mdelete` does, without blocking the event loop."""
-        await self._cache.adelete(*keys, **self._where)
+        await self._cache.adelete(*keys, **self._where())
 
     def yield_keys(self, *, prefix: str | None = None) -> Iterator[str]:
         """Yield the keys that begin with a prefix, in no order; it reads all of the store."""
-        for key, _ in self._cache.scan(**self._where):
+        for key, _ in self._cache.scan(**self._where()):
             if prefix is None or key.startswith(prefix):
                 yield key
 
@@ -106,6 +105,9 @@ class ByteStore(BaseStore[str, bytes]):
         """Yield what `yield_keys` does; the store is read in a worker thread."""
         for key in await asyncio.to_thread(lambda: list(self.yield_keys(prefix=prefix))):
             yield key
+
+    def _where(self) -> dict[str, Any]:
+        return {"kind": _PAIR, "namespace": self.namespace}
 
 
 def _values(found: list[Any]) -> list[bytes | None]:

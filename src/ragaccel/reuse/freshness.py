@@ -78,8 +78,8 @@ def answers(
     unpack: Callable[[Any], R],
     shape: Any,
     *,
-    documents: Callable[[R], Iterable[str]],
-    shown: Callable[[R], Any],
+    documents: Callable[[R], Iterable[str]] = lambda _: (),
+    shown: Callable[[R], Any] = lambda result: result,
 ) -> Kind[Answer[R]]:
     """Return the cache kind of answers that stay right under writes.
 

@@ -44,7 +44,8 @@ class Entry:
     """
 
     __slots__ = (
-        "blob", "cost", "count", "expires", "halvings", "hits", "key", "namespace", "opened", "size",
+        "blob", "cost", "count", "expires", "halvings", "hits", "key", "namespace", "opened",
+        "size",
     )  # fmt: skip
 
     def __init__(

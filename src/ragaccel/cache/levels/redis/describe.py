@@ -17,8 +17,9 @@ def describe(server: Server, ledger: RedisLedger) -> dict[str, Any]:
     """Ask every node that keeps data, and the ledger.
 
     Returns:
-        `mode`, `nodes`, `version`, `used_memory`, `maxmemory` and `keys` (sums over the nodes; all
-        keys of the servers, not only the level's), `policy`, `strikes`, `marks`, `breaker`.
+        `mode`, `nodes`, `version`, `policy`; `used_memory`, `maxmemory` and `keys`, sums over the
+        nodes of all that is on them; `strikes` and `marks` of the ledger, `contact` (whether
+        strikes of others are heard) and the `breaker`'s state.
     """
     answers = run(server.everywhere(server.wire, ("INFO",), ("DBSIZE",)))
     told = []
@@ -41,5 +42,6 @@ def describe(server: Server, ledger: RedisLedger) -> dict[str, Any]:
         "keys": keys,
         "strikes": int(strikes or 0),
         "marks": max(int(marks) - 1, 0),
+        "contact": ledger.contact,
         "breaker": server.breaker.state,
     }

@@ -78,6 +78,10 @@ return {id, redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3]), marks}
 )
 
 
+# Seconds by which the tracker's own time-out may be late: so it settles within the wait for it.
+_MARGIN = 0.04
+
+
 class RedisLedger(Forkable):
     """A ledger that all users of a server share; see `cache.ledger.Ledger`.
 
@@ -107,6 +111,11 @@ class RedisLedger(Forkable):
         self._contact, self._exact = False, False
         self._lost_at = -math.inf
         self.follow_forks()
+
+    @property
+    def contact(self) -> bool:
+        """Whether every strike of others is heard now."""
+        return self._contact
 
     # ---- what callers ask ------------------------------------------------------------------------
 
@@ -156,10 +165,10 @@ class RedisLedger(Forkable):
         self._note(told, marks)
 
     def prepare(self) -> None:
-        """Get into contact with the server, once; waits for the level's `timeout` at most."""
+        """Get into contact with the server, once; waits for about the level's `timeout` at most."""
         if self._tracker is None:
             with contextlib.suppress(OSError, RuntimeError):  # no more sockets or threads
-                self._listen().settled.wait(self._server.timeout)
+                self._listen().settled.wait(self._server.timeout + _MARGIN)
 
     async def aprepare(self) -> None:
         """Do what `prepare` does, without blocking the event loop."""

@@ -73,7 +73,7 @@ class RedisLevel:
         self._server = Server(server, timeout, retry_after)
         self._entries = prefix.encode() + b"e:"
         self._followers = Followers()
-        self._merger = Merger(self._afetch)
+        self._merger = Merger()
         self.ledger = RedisLedger(self._server, prefix.encode(), self._followers, grace)
         self.leases = RedisLeases(self._server, prefix.encode())
 
@@ -117,7 +117,7 @@ class RedisLevel:
 
     async def aget_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return what `get_many` does; calls of one turn of the event loop share a MGET."""
-        return await self._merger.get(keys) if keys else {}
+        return await self._merger.get(keys, self._afetch) if keys else {}
 
     async def aput_many(self, entries: Sequence[Stored]) -> None:
         """Do what `put_many` does."""
