@@ -17,6 +17,7 @@ _EXAMPLES = Path(__file__).parents[1] / "examples"
     ("script", "told"),
     [
         ("wrap_llamaindex_retriever.py", "hits={'memory': 1}"),
+        ("cache_in_production.py", "3 queries asked"),
         ("compressed_store_llamaindex.py", "Super Bowl 50: The Panthers defense"),
         ("compressed_store_langchain.py", "Super Bowl 50: The Panthers defense"),
     ],

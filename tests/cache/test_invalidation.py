@@ -772,7 +772,7 @@ WHO = st.integers(0, 1)
 VALUES = (
     st.none()
     | st.integers(-(2**63), 2**63)
-    | st.lists(st.integers(), max_size=2)
+    | st.lists(st.integers(-(2**63), 2**63), max_size=2)
     | st.just("x" * 5000)
 )
 NAMESPACES = st.sampled_from(["one", "two"])
