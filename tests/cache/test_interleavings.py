@@ -58,6 +58,7 @@ class Document(ProcessLedger):
     def __init__(self, *, shared: bool) -> None:
         super().__init__()
         self.shared = shared
+        self.is_prepared = not shared
         self.says = "old"
         self.is_struck = False
 

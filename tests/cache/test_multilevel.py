@@ -657,6 +657,7 @@ class Ledger:
     """A ledger that many share, in which nothing can be written."""
 
     shared = True
+    is_prepared = False
 
     def position(self):
         return (1, 0)
