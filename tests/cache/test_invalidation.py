@@ -37,12 +37,17 @@ from tests.cache.helpers import PATIENCE, SOURCE, Compute, wait_until
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from typing_extensions import Self
+
 FILE = "cache.sqlite"
 EPOCH = f"{FILE}.epoch"
 
 PUPPET = """
-import sys
+import os, sys
 from ragaccel.cache import MISSING, MultiLevelCache
+def wait_for(path):
+    while not os.path.exists(path):
+        pass
 for line in sys.stdin:
     try:
         print(repr(eval(line)) if not line.startswith("!") else exec(line[1:]), flush=True)
@@ -64,7 +69,13 @@ class Puppet:
         )
 
     def __call__(self, code: str) -> str:
+        self.begin(code)
+        return self.end()
+
+    def begin(self, code: str) -> None:
         print(code, file=self.process.stdin, flush=True)
+
+    def end(self) -> str:
         return self.process.stdout.readline().strip()
 
     def open(self, folder: Path, **options: Any) -> None:
@@ -211,8 +222,7 @@ def test_overwritten_is_gone_although_the_disk_had_lost_it(two):
 
 
 @pytest.mark.xfail(
-    strict=False,
-    reason="set() strikes nothing for a computation that is under way, as delete() does",
+    strict=False, reason="set() strikes nothing for a computation under way, as delete() does"
 )
 def test_a_set_value_is_not_replaced_by_a_computation_of_before(two, face):
     """What was set while an older computation ran is what is served afterwards."""
@@ -324,7 +334,7 @@ class Slow:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.served: Any = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._started.wait(PATIENCE)
         return self
@@ -364,10 +374,8 @@ def test_an_answer_that_was_being_computed_does_not_stand(two, by, struck_here):
 @pytest.mark.parametrize("by", [*BY, "delete"])
 def test_a_memory_level_alone_keeps_no_answer_of_before(by):
     """Also where nothing is shared."""
-    with (
-        MultiLevelCache([MemoryLevel()]) as cache,
-        Slow(cache, tags=["t"], documents=["d"]) as slow,
-    ):
+    cache = MultiLevelCache([MemoryLevel()])
+    with cache, Slow(cache, tags=["t"], documents=["d"]) as slow:
         cache.delete("a") if by == "delete" else cache.invalidate(**BY[by])
         slow.finish()
         assert cache.get("a") is MISSING
@@ -503,22 +511,28 @@ def move_folder(folder: Path) -> None:
 
 
 DEAF = "an unlinked epoch file is read on: only the writer looks at st_nlink"
-HARMS = [
-    pytest.param(unlink_epoch, marks=pytest.mark.xfail(strict=False, reason=DEAF)),
-    pytest.param(new_epoch, marks=pytest.mark.xfail(strict=False, reason=DEAF)),
-    pytest.param(unlink_folder, marks=pytest.mark.xfail(strict=False, reason=DEAF)),
-    pytest.param(
-        move_folder,
-        marks=pytest.mark.xfail(
-            strict=False, reason="the epoch of a folder that was moved away is read on"
-        ),
-    ),
-    garbage_in_epoch,
-    empty_epoch,
-    cut_epoch,
-    unlink_file,
-    garbage_in_file,
-]
+MOVED = "the epoch of a folder that was moved away is read on"
+
+
+def known(harm, reason):
+    return pytest.param(harm, marks=pytest.mark.xfail(strict=False, reason=reason))
+
+
+SEEN = [garbage_in_epoch, empty_epoch, cut_epoch, unlink_file, garbage_in_file]
+DEAFENING = [known(unlink_epoch, DEAF), known(new_epoch, DEAF)]
+HARMS = [*SEEN, *DEAFENING, known(unlink_folder, DEAF), move_folder]
+FIRST_THING = [*SEEN, *DEAFENING, known(unlink_folder, DEAF), known(move_folder, MOVED)]
+
+
+@pytest.mark.parametrize("harm", FIRST_THING)
+def test_a_strike_after_harm_to_the_files_reaches_a_memory(open_cache, harm, folder):
+    """A cache that answers from its memory hears of a newcomer's strike the first time it asks."""
+    there = open_cache()
+    there.set("a", 1, tags=["t"])
+    harm(folder)
+    with open_cache() as newcomer:
+        newcomer.invalidate(["t"])
+    assert there.get("a") is MISSING
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -533,7 +547,7 @@ def test_harm_to_the_files_brings_nothing_back(open_cache, harm, folder):
     harm(folder)
     for cache in (here, there, open_cache()):
         assert cache.get("before") is MISSING
-        assert cache.get("kept") in (1, MISSING)
+        assert cache.get("kept") in {1, MISSING}
     with open_cache() as newcomer:
         newcomer.invalidate(["u"])
         for cache in (here, there, open_cache()):
@@ -770,10 +784,7 @@ TAGS = st.sets(st.sampled_from(["t", "u"]))
 DOCUMENTS = st.sets(st.sampled_from(["t", "d"]))
 WHO = st.integers(0, 1)
 VALUES = (
-    st.none()
-    | st.integers(-(2**63), 2**63)
-    | st.lists(st.integers(-(2**63), 2**63), max_size=2)
-    | st.just("x" * 5000)
+    st.none() | st.integers(-9, 9) | st.lists(st.integers(0, 9), max_size=2) | st.just("x" * 5000)
 )
 NAMESPACES = st.sampled_from(["one", "two"])
 
@@ -841,16 +852,11 @@ class Model(RuleBasedStateMachine):
             self.cache(who, other if named else of).invalidate(
                 tags, documents, of if named else None
             )
-        self.model = {
-            (namespace, key): (value, its_tags, its_documents)
-            for (namespace, key), (value, its_tags, its_documents) in self.model.items()
-            if namespace != of
-            or (
-                (its_tags.isdisjoint(tags) and its_documents.isdisjoint(documents))
-                if tags or documents
-                else not named
-            )
-        }
+        for (whose, key), (_, its_tags, its_documents) in list(self.model.items()):
+            all_of_it = named and not tags and not documents
+            struck = all_of_it or its_tags & tags or its_documents & documents
+            if whose == of and struck:
+                del self.model[whose, key]
 
     @rule(who=WHO, of=NAMESPACES, clear=st.booleans())
     def forget_everything(self, who, of, clear):
@@ -870,9 +876,8 @@ class Model(RuleBasedStateMachine):
     @rule(who=WHO, of=NAMESPACES)
     def scan(self, who, of):
         found = sorted(map(repr, self.cache(who, of).scan()))
-        assert found == sorted(
-            repr(value[0]) for (its, _), value in self.model.items() if its == of
-        )
+        stored = [value for (whose, _), (value, *_) in self.model.items() if whose == of]
+        assert found == sorted(map(repr, stored))
 
     @invariant()
     def nothing_fails(self):
@@ -891,8 +896,8 @@ def test_two_caches_over_a_folder_are_one_dict(tmp_path):
     run_state_machine_as_test(
         Model,
         settings=settings(
-            max_examples=40,
-            stateful_step_count=40,
+            max_examples=25,
+            stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
