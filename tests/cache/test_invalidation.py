@@ -278,7 +278,7 @@ def test_tags_may_be_an_iterator(two, what):
 
 @pytest.mark.xfail(
     strict=False,
-    reason="bulk._write lets Uncacheable('marks') out, which becomes an InvalidationError",
+    reason="bulk.keep lets Uncacheable('marks') out, which becomes an InvalidationError",
 )
 def test_more_tags_than_an_entry_can_carry_is_a_wrong_argument(two):
     """It has nothing to do with an invalidation that failed."""
@@ -287,9 +287,6 @@ def test_more_tags_than_an_entry_can_carry_is_a_wrong_argument(two):
         here.set("a", 1, tags=map(str, range(70_000)))
 
 
-@pytest.mark.xfail(
-    strict=False, reason="flow.write counts an entry with too many marks as a fault of each level"
-)
 def test_more_documents_than_an_entry_can_carry_is_a_bypass(two):
     """The answer is given, and no level is blamed."""
     here, _ = two

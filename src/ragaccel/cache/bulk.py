@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ragaccel.cache.flow import open_entry, readable, stored
-from ragaccel.cache.keys import key_mark
-from ragaccel.cache.terms import mark_of_namespace
+from ragaccel.cache.flow import delete, open_entry, readable, write
+from ragaccel.cache.keys import key_mark, namespace_mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +32,7 @@ async def find(io: IO, store: Store, keys: Sequence[bytes], terms: Terms[Any]) -
                 found[key] = opened[0]
                 served.append((key, entry))
                 store.recorder.hit(terms.namespace, level.name, entry)
-        await _write(io, store, missed, served)
+        await write(io, store, missed, *served)
         missing = [key for key in missing if key not in found]
         missed.append(level)
     for _ in missing:
@@ -59,7 +58,7 @@ async def keep(io: IO, store: Store, items: Sequence[tuple[bytes, Terms[Any], An
         entry = terms.entry(value, body, position, 0.0)
         if entry is not None:
             entries.append((key, entry))
-    await _write(io, store, store.levels, entries)
+    await write(io, store, store.levels, *entries)
 
 
 async def remove(io: IO, store: Store, keys: Sequence[bytes]) -> None:
@@ -69,10 +68,7 @@ async def remove(io: IO, store: Store, keys: Sequence[bytes]) -> None:
         Exception: The strike could not be told to others, who may go on serving the values.
     """
     for level in store.levels:
-        try:
-            await io.delete(level, keys)
-        except Exception as error:  # noqa: BLE001 - the strike says what was not deleted
-            store.recorder.fault(level.name, "writes", error)
+        await delete(io, store, level, *keys)
     if store.ledger.shared or any(map(store.flights.is_under_way, keys)):
         await io.strike(store.ledger, [key_mark(key) for key in keys])
 
@@ -80,7 +76,7 @@ async def remove(io: IO, store: Store, keys: Sequence[bytes]) -> None:
 def scan(store: Store, terms: Terms[Any]) -> Iterator[Any]:
     """Yield every value of a namespace that may be served, once."""
     seen: set[bytes] = set()
-    namespace = mark_of_namespace(terms.namespace)
+    namespace = namespace_mark(terms.namespace)
     for level in store.levels:
         try:
             for key, blob in level.scan(namespace):
@@ -106,18 +102,3 @@ async def _read(
     store.recorder.works(level.name, "reads")
     found = ((key, readable(store, namespace, key, blob)) for key, blob in blobs.items())
     return [(key, entry) for key, entry in found if entry is not None]
-
-
-async def _write(
-    io: IO, store: Store, levels: Sequence[Level], entries: Sequence[tuple[bytes, Entry]]
-) -> None:
-    if not entries:
-        return
-    for level in levels:
-        kept = [stored(key, entry, compress=level.compress) for key, entry in entries]
-        try:
-            await io.put_many(level, kept)
-        except Exception as error:  # noqa: BLE001 - a level's fault never reaches the caller
-            store.recorder.fault(level.name, "writes", error)
-        else:
-            store.recorder.works(level.name, "writes")

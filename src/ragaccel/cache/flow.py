@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 from ragaccel import telemetry
 from ragaccel.cache import values
 from ragaccel.cache.flight import Outcome, leading
-from ragaccel.cache.keys import Uncacheable
+from ragaccel.cache.keys import Uncacheable, namespace_mark
 from ragaccel.cache.ledger import MARK_BYTES
 from ragaccel.cache.levels import Stored
 from ragaccel.cache.levels.memory import MemoryLevel
-from ragaccel.cache.terms import mark_of_namespace
 from ragaccel.cache.waiting import ASYNC, IO, SYNC
 from ragaccel.telemetry import attributes
 
@@ -109,20 +108,24 @@ async def find(
             if renewed is not None:
                 entry = entry._replace(body=renewed)
                 missed.append(level)
-            await write(io, store, missed, key, entry)
+            await write(io, store, missed, (key, entry))
             store.recorder.hit(terms.namespace, level.name, entry)
             return Found(value, entry, level.name)
         if entry is not None:
-            await _delete(io, store, level, key)
+            await delete(io, store, level, key)
         missed.append(level)
     return None
 
 
-async def write(io: IO, store: Store, levels: Sequence[Level], key: bytes, entry: Entry) -> None:
-    """Write an entry to levels; a level that fails is counted and passed over."""
-    for level in levels:
+async def write(
+    io: IO, store: Store, levels: Sequence[Level], *entries: tuple[bytes, Entry]
+) -> None:
+    """Write keys and entries to levels; a level that fails is counted and passed over."""
+    for level in levels if entries else ():
         try:
-            await io.put_many(level, (stored(key, entry, compress=level.compress),))
+            await io.put_many(
+                level, [stored(key, entry, compress=level.compress) for key, entry in entries]
+            )
         except Exception as error:  # noqa: BLE001 - a level's fault never reaches the caller
             store.recorder.fault(level.name, "writes", error)
         else:
@@ -153,7 +156,7 @@ async def find_or_compute(
             return await _follow(io, store, key, outcome, terms, compute)
         try:
             again = store.flights.landed != landed
-            found = await _find_slower(io, store, key, terms, again=again)
+            found = await find_slower(io, store, key, terms, again=again)
         except BaseException:
             store.flights.end(key, flight, ABANDONED)
             raise
@@ -194,7 +197,7 @@ async def _join(io: IO, store: Store, key: bytes) -> tuple[Flight, bool, Outcome
             return flight, False, outcome
 
 
-async def _find_slower(
+async def find_slower(
     io: IO, store: Store, key: bytes, terms: Terms[T], *, again: bool
 ) -> Found[T] | None:
     """Ask the levels after the first, and the first again if something landed there since."""
@@ -202,7 +205,7 @@ async def _find_slower(
         return await find(io, store, key, terms)
     found = await find(io, store, key, terms, levels=store.levels[1:])
     if found is not None:
-        await write(io, store, store.levels[:1], key, found.entry)
+        await write(io, store, store.levels[:1], (key, found.entry))
     return found
 
 
@@ -267,12 +270,10 @@ async def _lead(
         outcome = Outcome(body)
         flight.land(outcome)
         if entry is not None:
-            await write(io, store, store.levels, key, entry)
+            await write(io, store, store.levels, (key, entry))
         return value
     finally:
-        store.flights.end(key, flight, outcome)
-        if held and store.leases is not None:
-            await io.release(store.leases, key)
+        await _end(io, store, flight, key, outcome, held=held)
 
 
 async def _claim(io: IO, store: Store, key: bytes, terms: Terms[T]) -> tuple[bool, Found[T] | None]:
@@ -293,7 +294,7 @@ async def _claim(io: IO, store: Store, key: bytes, terms: Terms[T]) -> tuple[boo
             return False, None
         found = await find(io, store, key, terms, levels=store.levels[-1:])
         if found is not None:
-            await write(io, store, store.levels[:-1], key, found.entry)
+            await write(io, store, store.levels[:-1], (key, found.entry))
         if held or found is not None or time.monotonic() > deadline:
             return held, found
         await io.sleep(pause)
@@ -320,14 +321,21 @@ async def _refresh(
         outcome = Outcome(body)
         entry = terms.entry(value, body, position, time.perf_counter() - started)
         if entry is not None:
-            await write(io, store, store.levels, key, entry)
+            await write(io, store, store.levels, (key, entry))
         store.recorder.count(terms.namespace, "refreshed")
     except Exception:  # noqa: BLE001 - the old value was served; the next caller tries again
         store.recorder.count(terms.namespace, "refresh_errors")
     finally:
-        store.flights.end(key, flight, outcome)
-        if held and store.leases is not None:
-            await io.release(store.leases, key)
+        await _end(io, store, flight, key, outcome, held=held)
+
+
+async def _end(
+    io: IO, store: Store, flight: Flight, key: bytes, outcome: Outcome, *, held: bool
+) -> None:
+    """Let others compute the key again: those of this process, and of all if a lease was held."""
+    store.flights.end(key, flight, outcome)
+    if held and store.leases is not None:
+        await io.release(store.leases, key)
 
 
 def _tell(span: telemetry.Stage, found: Found[T] | None) -> None:
@@ -349,7 +357,7 @@ async def _read(io: IO, store: Store, level: Level, key: bytes, namespace: str) 
         return None
     entry = readable(store, namespace, key, blob)
     if entry is None and values.unframe(key, blob) is None:
-        await _delete(io, store, level, key)
+        await delete(io, store, level, key)
     return entry
 
 
@@ -365,7 +373,7 @@ def readable(store: Store, namespace: str, key: bytes, blob: bytes) -> Entry | N
 def may_serve(store: Store, namespace: str, key: bytes, entry: Entry) -> bool:
     """Tell whether an entry is the namespace's, has not expired and was not struck."""
     marks = entry.marks
-    if entry.expires <= time.time() or not marks.startswith(mark_of_namespace(namespace)):
+    if entry.expires <= time.time() or not marks.startswith(namespace_mark(namespace)):
         return False
     position = cast("Position", entry[6:8])
     if store.ledger.stands(position, entry.created, marks + key[:MARK_BYTES]):
@@ -380,9 +388,10 @@ def stored(key: bytes, entry: Entry, *, compress: bool) -> Stored:
     return Stored(key, blob, entry.expires, entry.cost, entry.marks[:MARK_BYTES])
 
 
-async def _delete(io: IO, store: Store, level: Level, key: bytes) -> None:
+async def delete(io: IO, store: Store, level: Level, *keys: bytes) -> None:
+    """Delete keys of a level; one that fails is counted and passed over."""
     try:
-        await io.delete(level, (key,))
+        await io.delete(level, keys)
     except Exception as error:  # noqa: BLE001 - see write
         store.recorder.fault(level.name, "writes", error)
 

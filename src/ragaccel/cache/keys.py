@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -81,6 +82,7 @@ def mark(sort: str, *parts: str) -> bytes:
     return hashlib.blake2b(_encoder.encode((_FORMAT, sort, parts)), digest_size=8).digest()
 
 
+@lru_cache(maxsize=4096)
 def namespace_mark(namespace: str) -> bytes:
     """Return the mark of a tenant, which every entry of the tenant carries."""
     return mark("namespace", namespace)

@@ -11,13 +11,13 @@ from ragaccel import telemetry
 from ragaccel.cache import bulk, flow
 from ragaccel.cache.figures import figures
 from ragaccel.cache.flight import Flights
-from ragaccel.cache.keys import Digest, Uncacheable, digest
+from ragaccel.cache.keys import Digest, Uncacheable, digest, namespace_mark
 from ragaccel.cache.ledger import EVERYTHING, ProcessLedger
 from ragaccel.cache.levels import Usage
 from ragaccel.cache.levels.disk import DiskLevel
 from ragaccel.cache.levels.memory import MemoryLevel
 from ragaccel.cache.stats import CacheStats, Recorder
-from ragaccel.cache.terms import Policy, Terms, checked, mark_of_namespace, marks
+from ragaccel.cache.terms import Policy, Terms, checked, marks
 from ragaccel.cache.ttl import TTL, Seconds, seconds
 from ragaccel.cache.values import PLAIN, Kind
 from ragaccel.cache.warming import WarmReport, awarm, warm
@@ -190,8 +190,9 @@ class MultiLevelCache:
             if not store.ledger.is_prepared:
                 store.ledger.prepare()
             found = flow.glance(store, near, known, terms)
-            if found is not None and found.entry.fresh > time.time():
-                return found.value
+            if found is None:
+                found = run(flow.find_slower(flow.SYNC, store, known, terms, again=False))
+            return _fresh(store, terms, found)
         return run(self._get(flow.SYNC, known, terms))
 
     async def aget(self, key: Any, *, kind: Kind[Any] = PLAIN, namespace: str | None = None) -> Any:
@@ -561,11 +562,7 @@ class MultiLevelCache:
         store = self._open_store()
         if not store.ledger.is_prepared:
             await io.prepare(store.ledger)
-        found = await flow.find(io, store, key, terms)
-        if found is None or found.entry.fresh <= time.time():
-            store.recorder.count(terms.namespace, "misses")
-            return MISSING
-        return found.value
+        return _fresh(store, terms, await flow.find(io, store, key, terms))
 
     async def _get_many(
         self, io: flow.IO, keys: Sequence[Any], kind: Kind[Any], namespace: str | None
@@ -629,7 +626,7 @@ class MultiLevelCache:
             raise ConfigurationError(
                 "name tags, documents or a namespace to invalidate, or everything=True."
             )
-        return [mark_of_namespace(namespace)]
+        return [namespace_mark(namespace)]
 
 
 def _check_levels(levels: object) -> None:
@@ -664,6 +661,14 @@ def _packed(kind: Kind[Any], value: Any) -> Body:
             f"{type(value).__name__} cannot be stored faithfully; store strings, bytes, "
             "numbers, None, lists, dicts with string keys, or numpy arrays."
         ) from error
+
+
+def _fresh(store: flow.Store, terms: Terms[Any], found: flow.Found[Any] | None) -> Any:
+    """Return what was found within its lifetime, or count a miss."""
+    if found is None or found.entry.fresh <= time.time():
+        store.recorder.count(terms.namespace, "misses")
+        return MISSING
+    return found.value
 
 
 def _usage(level: Level) -> Usage:

@@ -8,12 +8,11 @@ import time
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from ragaccel.cache.keys import mark, namespace_mark
+from ragaccel.cache.keys import Uncacheable, mark, namespace_mark
 from ragaccel.cache.ttl import TTL, seconds
-from ragaccel.cache.values import Entry, Kind
+from ragaccel.cache.values import MAX_MARKS, Entry, Kind
 from ragaccel.errors import ConfigurationError, RagaccelWarning
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MAX_TOKENS: Final = 0xFFFFFFFF
-
-mark_of_namespace = lru_cache(maxsize=4096)(namespace_mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,11 @@ class Terms(Generic[T]):
         return lifetime
 
     def entry(self, value: T, body: Body, position: Position, cost: float) -> Entry | None:
-        """Return the value as it is stored, or None if it is not kept."""
+        """Return the value as it is stored, or None if it is not kept.
+
+        Raises:
+            Uncacheable: It has more marks than an entry can carry.
+        """
         lifetime = self.lifetime(value)
         if lifetime <= 0:
             return None
@@ -121,12 +122,10 @@ class Terms(Generic[T]):
 
     def _marks(self, value: T) -> bytes:
         documents = {*self.documents, *self.kind.documents(value)}
-        return b"".join(
-            (
-                mark_of_namespace(self.namespace),
-                *marks(self.namespace, self.tags, documents),
-            )
-        )
+        found = [namespace_mark(self.namespace), *marks(self.namespace, self.tags, documents)]
+        if len(found) > MAX_MARKS:
+            raise Uncacheable("marks")
+        return b"".join(found)
 
 
 def marks(namespace: str, tags: Iterable[str], documents: Iterable[str]) -> list[bytes]:

@@ -35,8 +35,8 @@ _COMPRESSED: Final = 1
 _COMPRESS_FROM_BYTES: Final = 2048
 _KEY: Final = struct.Struct("<Q")
 _MAX_BODY_BYTES: Final = 1024**3
-_MAX_MARKS: Final = 0xFFFF
-_MAX_TOKENS: Final = 0xFFFFFFFF
+#: How many marks an entry can carry.
+MAX_MARKS: Final = 0xFFFF
 _ARRAY: Final = 1
 _MAX_DEPTH: Final = 64
 
@@ -110,7 +110,7 @@ def frame(key: bytes, entry: Entry, *, compress: bool) -> bytes:
     if compress and len(body) >= _COMPRESS_FROM_BYTES:
         body, flags = zstandard.compress(body, 1), _COMPRESSED
     marks = len(entry.marks) // MARK_BYTES
-    if marks > _MAX_MARKS:
+    if marks > MAX_MARKS:
         raise Uncacheable("marks")
     rest = b"".join((_REST.pack(flags, marks, *entry[:8]), entry.marks, body))
     return _SUM.pack(_MAGIC, _checksum(key, rest)) + rest

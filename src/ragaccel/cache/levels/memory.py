@@ -66,21 +66,12 @@ class MemoryLevel(Forkable):
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the blobs of those keys that are here and have not expired."""
-        # No lock: looking up in a dictionary is one step, and entries never change.
-        if len(keys) != 1:
-            return self._get_each(keys)
-        key = keys[0]
-        entry = self._window.get(key) or self._main.get(key)
-        if entry is None:
-            return {}
-        if entry.expires <= time.time():
-            self._expire(entry)
-            return {}
-        entry.hits += 1
-        return {key: entry.blob}
+        found = ((key, self.look(key)) for key in keys)
+        return {key: entry.blob for key, entry in found if entry is not None}
 
     def look(self, key: bytes) -> Entry | None:
         """Return the entry of a key as it lies here, which a reader may leave `opened`."""
+        # No lock: looking up in a dictionary is one step, and entries never change.
         entry = self._window.get(key) or self._main.get(key)
         if entry is not None:
             if entry.expires <= time.time():
@@ -168,20 +159,6 @@ class MemoryLevel(Forkable):
     def _begin(self) -> None:
         self._policy = TinyLFU(self.max_bytes, self.namespace_bytes)
         self._window, self._main = self._policy.window, self._policy.main
-
-    def _get_each(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        now = time.time()
-        found = {}
-        for key in keys:
-            entry = self._window.get(key) or self._main.get(key)
-            if entry is None:
-                continue
-            if entry.expires <= now:
-                self._expire(entry)
-                continue
-            entry.hits += 1
-            found[key] = entry.blob
-        return found
 
     def _expire(self, entry: Entry) -> None:
         with self._lock:
