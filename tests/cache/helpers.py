@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from ragaccel.cache import Level, MultiLevelCache
 
+FILE = "cache.sqlite"
 SOURCE = str(Path(ragaccel.__file__).parents[1])
 PATIENCE = 30.0  # seconds after which something that should have happened counts as never
 
@@ -196,3 +199,57 @@ def share_a_file(path: str, me: str, other: str) -> int:
         seen += len(here(level, (me, number // 2)))
     level.close()
     return seen
+
+
+PUPPET = """
+import os, sys
+from ragaccel.cache import MISSING, MultiLevelCache
+def wait_for(path):
+    while not os.path.exists(path):
+        pass
+for line in sys.stdin:
+    try:
+        print(repr(eval(line)) if not line.startswith("!") else exec(line[1:]), flush=True)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}".replace("\\n", " "), flush=True)
+"""
+
+
+class Puppet:
+    """Another process, which does what it is told; `!` begins a statement."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PUPPET],
+            env={**os.environ, "PYTHONPATH": SOURCE},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, code: str) -> str:
+        self.begin(code)
+        return self.end()
+
+    def begin(self, code: str) -> None:
+        print(code, file=self.process.stdin, flush=True)
+
+    def end(self) -> str:
+        return self.process.stdout.readline().strip()
+
+    def open(self, folder: Path, **options: Any) -> None:
+        given = "".join(f", {name}={value!r}" for name, value in options.items())
+        assert self(f"!cache = MultiLevelCache.open({str(folder)!r}{given})") == "None"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """Hold the lock of the cache file, as a process that writes for long does."""
+    with contextlib.closing(sqlite3.connect(folder / FILE, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        yield
+        db.execute("ROLLBACK")

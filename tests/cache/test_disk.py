@@ -453,7 +453,7 @@ def test_an_invalidation_reaches_other_users_of_the_file_at_once(path, open_leve
 
 
 @pytest.mark.xfail(
-    strict=False, reason="bulk.keep strikes only what the last level still holds when replaced"
+    strict=True, reason="bulk.keep strikes only what the last level still holds when replaced"
 )
 def test_a_replaced_value_that_the_file_had_lost_is_not_served_from_memory(open_level, face):
     """An eviction from the file in between makes no difference to who replaces a value."""
@@ -839,7 +839,7 @@ def test_an_unwritable_path_is_survived(tmp_path, caplog, face, kind):
 
 
 @pytest.mark.xfail(
-    strict=False, reason="a ledger that cannot be read is a new one at each look, so nothing stands"
+    strict=True, reason="a ledger that cannot be read is a new one at each look, so nothing stands"
 )
 @UNWRITABLE
 def test_beside_an_unwritable_path_memory_works_on(tmp_path, face, kind):

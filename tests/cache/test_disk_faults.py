@@ -22,47 +22,23 @@ import pytest
 from ragaccel.cache import MISSING, DiskLevel, MultiLevelCache
 from ragaccel.cache.levels.disk import file as cache_file
 from tests.cache.helpers import (
+    FILE,
     PATIENCE,
     SOURCE,
     Compute,
+    Puppet,
     here,
     key,
+    locked,
     logged,
     script,
     stored,
     wait_until,
 )
-from tests.cache.test_invalidation import FILE, Puppet, locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-
-@pytest.fixture(scope="module")
-def puppet():
-    puppet = Puppet()
-    yield puppet
-    puppet.kill()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def open_cache(folder):
-    """Give a function that opens a cache over memory and the same folder each time."""
-    caches = []
-
-    def open_(**options) -> MultiLevelCache:
-        caches.append(MultiLevelCache.open(folder, **options))
-        return caches[-1]
-
-    yield open_
-    for cache in caches:
-        cache.close()
 
 
 def serves(cache: MultiLevelCache, name: Any, value: Any = "value") -> None:
@@ -180,7 +156,7 @@ def test_a_file_system_without_room(small_disk, when, caplog):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="DiskLedger: `_heard = b''` (heard nothing) equals what an empty epoch holds: a ledger "
     "that failed once with the epoch empty looks again only when something is struck",
 )
@@ -566,7 +542,7 @@ def run_threads(count: int, work: Callable[[int, list[Any]], None]) -> None:
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="DiskLevel.scan() reads and sorts the whole namespace for each batch of 256: eight "
     "times the entries take 64 times as long",
 )

@@ -420,7 +420,7 @@ def test_rows_with_values_of_another_type(tmp_path, column, odd):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="DiskLevel._select() compares `expires` in Python: a row whose time is no number fails "
     "the whole call, also for the other keys of get_many()",
 )

@@ -7,11 +7,9 @@ files.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -32,99 +30,19 @@ from hypothesis.stateful import (
 from ragaccel.cache import MISSING, MemoryLevel, MultiLevelCache, ledger
 from ragaccel.cache.levels.disk import ledger as disk_ledger
 from ragaccel.errors import ConfigurationError, InvalidationError
-from tests.cache.helpers import PATIENCE, SOURCE, Compute, wait_until
+from tests.cache.helpers import FILE, PATIENCE, SOURCE, Compute, locked, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from typing_extensions import Self
 
-FILE = "cache.sqlite"
 EPOCH = f"{FILE}.epoch"
-
-PUPPET = """
-import os, sys
-from ragaccel.cache import MISSING, MultiLevelCache
-def wait_for(path):
-    while not os.path.exists(path):
-        pass
-for line in sys.stdin:
-    try:
-        print(repr(eval(line)) if not line.startswith("!") else exec(line[1:]), flush=True)
-    except Exception as error:
-        print(f"{type(error).__name__}: {error}".replace("\\n", " "), flush=True)
-"""
-
-
-class Puppet:
-    """Another process, which does what it is told; `!` begins a statement."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PUPPET],
-            env={**os.environ, "PYTHONPATH": SOURCE},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, code: str) -> str:
-        self.begin(code)
-        return self.end()
-
-    def begin(self, code: str) -> None:
-        print(code, file=self.process.stdin, flush=True)
-
-    def end(self) -> str:
-        return self.process.stdout.readline().strip()
-
-    def open(self, folder: Path, **options: Any) -> None:
-        given = "".join(f", {name}={value!r}" for name, value in options.items())
-        assert self(f"!cache = MultiLevelCache.open({str(folder)!r}{given})") == "None"
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-@pytest.fixture(scope="module")
-def puppet():
-    puppet = Puppet()
-    yield puppet
-    puppet.kill()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def open_cache(folder):
-    """Give a function that opens a cache over memory and the same folder each time."""
-    caches = []
-
-    def open_(**options) -> MultiLevelCache:
-        caches.append(MultiLevelCache.open(folder, **options))
-        return caches[-1]
-
-    yield open_
-    for cache in caches:
-        cache.close()
 
 
 @pytest.fixture
 def two(open_cache):
     return open_cache(), open_cache()
-
-
-@contextlib.contextmanager
-def locked(folder: Path):
-    """Hold the lock of the cache file, as a process that writes for long does."""
-    with contextlib.closing(sqlite3.connect(folder / FILE, isolation_level=None)) as db:
-        db.execute("BEGIN EXCLUSIVE")
-        yield
-        db.execute("ROLLBACK")
 
 
 def strike(cache: MultiLevelCache, face: str, **what: Any) -> None:
@@ -207,7 +125,7 @@ def test_overwritten_is_gone_for_all(two, face):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="set() strikes a key only if the last level still has it; what that level evicted or "
     "failed to write lives on in the memory of others",
 )
@@ -222,7 +140,7 @@ def test_overwritten_is_gone_although_the_disk_had_lost_it(two):
 
 
 @pytest.mark.xfail(
-    strict=False, reason="set() strikes nothing for a computation under way, as delete() does"
+    strict=True, reason="set() strikes nothing for a computation under way, as delete() does"
 )
 def test_a_set_value_is_not_replaced_by_a_computation_of_before(two, face):
     """What was set while an older computation ran is what is served afterwards."""
@@ -263,7 +181,7 @@ def test_nothing_named_is_an_error(two):
 
 
 @pytest.mark.xfail(
-    strict=False, reason="terms.marks() walks an iterator twice: the check leaves nothing for marks"
+    strict=True, reason="terms.marks() walks an iterator twice: the check leaves nothing for marks"
 )
 @pytest.mark.parametrize("what", ["tags", "documents"])
 def test_tags_may_be_an_iterator(two, what):
@@ -277,7 +195,7 @@ def test_tags_may_be_an_iterator(two, what):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="bulk.keep lets Uncacheable('marks') out, which becomes an InvalidationError",
 )
 def test_more_tags_than_an_entry_can_carry_is_a_wrong_argument(two):
@@ -512,7 +430,7 @@ MOVED = "the epoch of a folder that was moved away is read on"
 
 
 def known(harm, reason):
-    return pytest.param(harm, marks=pytest.mark.xfail(strict=False, reason=reason))
+    return pytest.param(harm, marks=pytest.mark.xfail(strict=True, reason=reason))
 
 
 SEEN = [garbage_in_epoch, empty_epoch, cut_epoch, unlink_file, garbage_in_file]
@@ -567,7 +485,7 @@ def test_harm_to_the_epoch_costs_no_entries(two, harm, folder):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="DiskLedger._settle() writes an older number over the epoch's, instead of taking an "
     "epoch that is ahead of the file as proof that strikes were lost",
 )
@@ -585,7 +503,7 @@ def test_an_older_copy_of_the_file_brings_nothing_back(open_cache, folder):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="DiskLedger._read() asks only for strikes after those it knows, also of a file that "
     "was put in the place of another",
 )
@@ -607,7 +525,7 @@ def test_strikes_in_an_older_copy_of_the_file_are_heard(open_cache, folder):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="DiskLedger._read() reads the number and the strikes in two transactions; clear or a "
     "full ledger between them takes strikes away that it has not heard of",
 )
@@ -702,7 +620,7 @@ def test_the_folder_is_gone_and_cannot_come_back(open_cache, folder):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="DiskLedger._hear() swallows every error: a ledger that cannot be read turns the whole "
     "cache off, and nothing is logged or counted",
 )
@@ -733,7 +651,7 @@ def test_a_held_lock_does_not_hold_back_readers(two, folder):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="DiskLedger._settle() waits 0.5 s for the lock on every call while the epoch is not "
     "right (and on the event loop's thread)",
 )

@@ -255,7 +255,7 @@ class LateDisk(DiskLevel):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="flow._claim() gets the lease and then reads: a task that is cancelled while it reads "
     "never gives the lease back, and other processes wait for the flight timeout",
 )
@@ -318,7 +318,7 @@ def test_two_hundred_threads_make_one_computation(stage, on_disk):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="Flights.join() compares positions: any strike, of whatever, parts the callers of a "
     "key, and the lease does not hold within a process",
 )
@@ -347,7 +347,7 @@ def test_an_unrelated_strike_does_not_part_the_callers(stage):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="FileLeases are locks of the process (fcntl.lockf): two caches of one process over one "
     "folder do not keep each other out; open file description locks (F_OFD_SETLK) would",
 )
@@ -365,7 +365,7 @@ def test_two_caches_of_one_process_make_one_computation(stage):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="closing any file descriptor of the lease file drops all its POSIX locks of the "
     "process, also those of another cache",
 )
@@ -441,7 +441,7 @@ class Forgetful:
 
 
 @pytest.mark.xfail(
-    strict=False, reason="flow._lead() lets an error of Leases.release() out to the caller"
+    strict=True, reason="flow._lead() lets an error of Leases.release() out to the caller"
 )
 def test_a_lease_that_cannot_be_given_back_is_not_the_callers_matter(tmp_path, face):
     """Any fault of a level may be raised; the answer is there."""

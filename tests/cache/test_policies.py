@@ -25,20 +25,6 @@ if TYPE_CHECKING:
     from tests.cache.helpers import Face
 
 
-@pytest.fixture
-def open_cache(tmp_path):
-    """Give a function that opens a cache over memory and one folder each time."""
-    caches = []
-
-    def open_(**options) -> MultiLevelCache:
-        caches.append(MultiLevelCache.open(tmp_path / "cache", **options))
-        return caches[-1]
-
-    yield open_
-    for cache in caches:
-        cache.close()
-
-
 def lives(cache: MultiLevelCache, clock: Any, seconds: float, name: str = "a") -> None:
     """Assert that a key is served until about so many seconds from now."""
     clock.pass_(seconds - 1)
@@ -142,7 +128,7 @@ def test_set_with_a_function_that_keeps_nothing_forgets_the_old_value(open_cache
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="bulk.keep() deletes nothing: where no ledger is shared, the old value of a key whose "
     "new value is not kept stands",
 )
@@ -302,7 +288,7 @@ def test_get_serves_nothing_that_is_due(background):
     assert background.ask(lambda: "new") == "old"
 
 
-@pytest.mark.xfail(strict=False, reason="bulk.scan() looks at `expires` and not at `fresh`")
+@pytest.mark.xfail(strict=True, reason="bulk.scan() looks at `expires` and not at `fresh`")
 def test_scan_serves_nothing_that_is_due(background):
     """As `get` does not."""
     background.due()
@@ -386,7 +372,7 @@ def test_what_cannot_be_stored_is_no_refresh(background):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="flow._refresh() computes without looking whether another process has done so: each "
     "process that has the old entry in memory computes once",
 )
@@ -406,7 +392,7 @@ def test_of_all_processes_one_computes_anew(open_cache, clock, face):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="MultiLevelCache.get() stops at an entry in memory that is due, though the next level "
     "has a fresh one; get_many() goes on",
 )
@@ -589,7 +575,7 @@ def test_wrong_bounds(tmp_path):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="DiskLevel._evict() recounts the table, through the overflow pages of every blob, in "
     "each write once the bound is reached: 0.1 s per write at 100 MB, with the lock held",
 )

@@ -36,20 +36,6 @@ MODEL = Kind(
 ANSWER = {"prompt": "one two three four five", "answer": "six seven"}
 
 
-@pytest.fixture
-def open_cache(tmp_path):
-    """Give a function that opens a cache over memory and one folder each time."""
-    caches = []
-
-    def open_(**options) -> MultiLevelCache:
-        caches.append(MultiLevelCache.open(tmp_path / "cache", **options))
-        return caches[-1]
-
-    yield open_
-    for cache in caches:
-        cache.close()
-
-
 def drawn(stats: CacheStats) -> str:
     console = Console(width=250, file=io.StringIO(), color_system=None)
     console.print(stats)
@@ -140,7 +126,7 @@ def test_an_entry_that_was_struck_is_counted_once_by_level(open_cache, by):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="get() counts an entry that is due as a hit (twice: glance and find) and as a miss",
 )
 def test_get_of_what_is_due_is_one_miss(open_cache, clock, face):
@@ -153,7 +139,7 @@ def test_get_of_what_is_due_is_one_miss(open_cache, clock, face):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="flow._lead() counts a miss before it waits for another process, whose value is then "
     "counted as a hit of the disk",
 )
@@ -317,7 +303,7 @@ def test_evictions_are_counted(tmp_path):
 
 
 @pytest.mark.xfail(
-    strict=False, reason="DiskLevel._evict() counts entries that had expired as evictions"
+    strict=True, reason="DiskLevel._evict() counts entries that had expired as evictions"
 )
 def test_what_had_expired_was_not_evicted(tmp_path):
     """Evictions are entries that went for the size bound."""
@@ -344,7 +330,7 @@ def test_a_level_that_cannot_tell_says_so(tmp_path):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="stats() of a closed cache asks its levels, which open their files again; metrics do "
     "that at every export for as long as the object lives",
 )
@@ -391,9 +377,7 @@ def test_tables_of_little(open_cache):
     assert "100.0%" in text
 
 
-@pytest.mark.xfail(
-    strict=False, reason="table() writes the -1 of what a level cannot tell: -0.0 MB"
-)
+@pytest.mark.xfail(strict=True, reason="table() writes the -1 of what a level cannot tell: -0.0 MB")
 def test_what_a_level_cannot_tell_is_left_out_of_the_table():
     """A server knows how many entries it has, and not what they take."""
     text = drawn(CacheStats(levels={"far": Usage(5, -1, -1)}))
@@ -402,7 +386,7 @@ def test_what_a_level_cannot_tell_is_left_out_of_the_table():
 
 
 @pytest.mark.xfail(
-    strict=False, reason="table() gives names to rich as markup: [/x] raises, [x] disappears"
+    strict=True, reason="table() gives names to rich as markup: [/x] raises, [x] disappears"
 )
 @pytest.mark.parametrize("name", ["[/closing]", "[bold]tenant", "a[red]b"])
 def test_names_are_shown_as_they_are(open_cache, name):
@@ -499,7 +483,7 @@ print(json.dumps(read()))
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="telemetry.metrics sums the caches that live: a counter falls when one is collected",
 )
 def test_counters_never_fall():
@@ -520,7 +504,7 @@ print(json.dumps([before, read()]))
 
 
 @pytest.mark.xfail(
-    strict=False, reason="figures() leaves out refreshed and refresh_errors, which stats() counts"
+    strict=True, reason="figures() leaves out refreshed and refresh_errors, which stats() counts"
 )
 def test_refreshes_are_metrics_too():
     """Background work that fails is nowhere else to be seen."""

@@ -82,7 +82,7 @@ class Tenants:
         ats = self._random.sample(range(len(KEYS)), 12)
         self.done += len(ats) - 1
         found = self._caches[tenant].get_many([KEYS[at] for at in ats])
-        for at, value in zip(ats, found, strict=False):
+        for at, value in zip(ats, found, strict=True):
             self.check(tenant, at, value)
 
     def set(self, tenant: int) -> None:
@@ -96,8 +96,8 @@ class Tenants:
         self.done += len(ats) - 1
         values = [self.value(tenant, at) for at in ats]
         keys = [KEYS[at] for at in ats]
-        self._caches[tenant].set_many(zip(keys, values, strict=False), tags=tags)
-        for at, value in zip(ats, values, strict=False):
+        self._caches[tenant].set_many(zip(keys, values, strict=True), tags=tags)
+        for at, value in zip(ats, values, strict=True):
             self._known[tenant][at] = (value, tags, frozenset())
 
     def get_or_compute(self, tenant: int) -> None:
@@ -230,7 +230,7 @@ def test_the_same_key_of_another_kind_is_another_entry(tmp_path):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="MultiLevelCache.find_or_compute() makes the key without the kind and the namespace it "
     "was given, as get(), set() and delete() do not",
 )
@@ -252,7 +252,7 @@ def test_get_or_compute_keeps_kinds_apart_too(stored_as, face):
 
 
 @pytest.mark.xfail(
-    strict=False, reason="bulk.scan() opens the entries of every kind as plain values"
+    strict=True, reason="bulk.scan() opens the entries of every kind as plain values"
 )
 def test_scan_yields_plain_values_only(tmp_path):
     """As it says; entries of other kinds are no damage either."""
@@ -282,7 +282,7 @@ def test_a_digest_of_another_tenant_is_of_no_use(tmp_path):
 
 
 @pytest.mark.xfail(
-    strict=False,
+    strict=True,
     reason="the strikes of all tenants share one capacity: one that deletes or overwrites many "
     "keys makes the entries of all others fall",
 )
