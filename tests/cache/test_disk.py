@@ -452,9 +452,6 @@ def test_an_invalidation_reaches_other_users_of_the_file_at_once(path, open_leve
     assert face.get(other, "key") == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bulk.keep strikes only what the last level still holds when replaced"
-)
 def test_a_replaced_value_that_the_file_had_lost_is_not_served_from_memory(open_level, face):
     """An eviction from the file in between makes no difference to who replaces a value."""
     one, other = (MultiLevelCache([MemoryLevel(), open_level()]) for _ in range(2))

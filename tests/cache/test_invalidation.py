@@ -124,11 +124,6 @@ def test_overwritten_is_gone_for_all(two, face):
     assert there.get_many(["a", "b"]) == ["many", "many"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="set() strikes a key only if the last level still has it; what that level evicted or "
-    "failed to write lives on in the memory of others",
-)
 def test_overwritten_is_gone_although_the_disk_had_lost_it(two):
     """The disk evicts what others still have in memory; set() replaces that too."""
     here, there = two
@@ -139,9 +134,6 @@ def test_overwritten_is_gone_although_the_disk_had_lost_it(two):
     assert there.get("a") == "new"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="set() strikes nothing for a computation under way, as delete() does"
-)
 def test_a_set_value_is_not_replaced_by_a_computation_of_before(two, face):
     """What was set while an older computation ran is what is served afterwards."""
     here, _ = two
@@ -180,9 +172,6 @@ def test_nothing_named_is_an_error(two):
     assert here.get("a") == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="terms.marks() walks an iterator twice: the check leaves nothing for marks"
-)
 @pytest.mark.parametrize("what", ["tags", "documents"])
 def test_tags_may_be_an_iterator(two, what):
     """The types say Iterable: a generator tags an entry as a list does."""
@@ -194,10 +183,6 @@ def test_tags_may_be_an_iterator(two, what):
     assert here.get_many(["a", "b", "other"]) == [MISSING, MISSING, 1]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bulk.keep lets Uncacheable('marks') out, which becomes an InvalidationError",
-)
 def test_more_tags_than_an_entry_can_carry_is_a_wrong_argument(two):
     """It has nothing to do with an invalidation that failed."""
     here, _ = two

@@ -254,11 +254,6 @@ class LateDisk(DiskLevel):
         return await super().aget_many(keys)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="flow._claim() gets the lease and then reads: a task that is cancelled while it reads "
-    "never gives the lease back, and other processes wait for the flight timeout",
-)
 async def test_a_leader_cancelled_while_it_looks_once_more_gives_its_lease_back(stage):
     """At whatever point a task is cancelled, it leaves no lease behind."""
     level = LateDisk(stage.folder / "cache.sqlite")
@@ -317,11 +312,6 @@ def test_two_hundred_threads_make_one_computation(stage, on_disk):
     assert compute.calls == 50
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Flights.join() compares positions: any strike, of whatever, parts the callers of a "
-    "key, and the lease does not hold within a process",
-)
 def test_an_unrelated_strike_does_not_part_the_callers(stage):
     """While documents change all the time, a popular question is still computed once."""
     compute, started = Compute(), threading.Barrier(9)
@@ -440,9 +430,6 @@ class Forgetful:
         self.release(key)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="flow._lead() lets an error of Leases.release() out to the caller"
-)
 def test_a_lease_that_cannot_be_given_back_is_not_the_callers_matter(tmp_path, face):
     """Any fault of a level may be raised; the answer is there."""
     level = DiskLevel(tmp_path / "cache.sqlite")

@@ -127,11 +127,6 @@ def test_set_with_a_function_that_keeps_nothing_forgets_the_old_value(open_cache
     assert [one.get("a"), other.get("a")] == [MISSING, MISSING]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bulk.keep() deletes nothing: where no ledger is shared, the old value of a key whose "
-    "new value is not kept stands",
-)
 def test_set_that_keeps_nothing_forgets_the_old_value_in_memory():
     """The same for a cache in memory."""
     with MultiLevelCache([MemoryLevel()]) as cache:
@@ -288,7 +283,6 @@ def test_get_serves_nothing_that_is_due(background):
     assert background.ask(lambda: "new") == "old"
 
 
-@pytest.mark.xfail(strict=True, reason="bulk.scan() looks at `expires` and not at `fresh`")
 def test_scan_serves_nothing_that_is_due(background):
     """As `get` does not."""
     background.due()
@@ -371,11 +365,6 @@ def test_what_cannot_be_stored_is_no_refresh(background):
     assert background.ask(lambda: "new") == "old"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="flow._refresh() computes without looking whether another process has done so: each "
-    "process that has the old entry in memory computes once",
-)
 def test_of_all_processes_one_computes_anew(open_cache, clock, face):
     """A cache whose memory still has the old value takes the new one from the disk."""
     one, other = (open_cache(ttl=100, stale_while_revalidate=50) for _ in range(2))
@@ -391,11 +380,6 @@ def test_of_all_processes_one_computes_anew(open_cache, clock, face):
     assert compute.calls == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="MultiLevelCache.get() stops at an entry in memory that is due, though the next level "
-    "has a fresh one; get_many() goes on",
-)
 def test_get_goes_past_a_level_whose_entry_is_due(open_cache, clock, face):
     """What another process has refreshed is found on the disk."""
     one, other = (open_cache(ttl=100, stale_while_revalidate=50) for _ in range(2))

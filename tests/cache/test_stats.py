@@ -101,18 +101,7 @@ def test_what_is_not_served_is_told_apart(open_cache):
     assert stats.damaged >= 1
 
 
-@pytest.mark.parametrize(
-    "by",
-    [
-        "get",
-        pytest.param(
-            "get_or_compute",
-            marks=pytest.mark.xfail(
-                strict=True, reason="_claim() of get_or_compute() counts a struck entry again"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("by", ["get", "get_or_compute"])
 def test_an_entry_that_was_struck_is_counted_once_by_level(open_cache, by):
     """One look-up finds it in memory and on the disk."""
     cache = open_cache()
@@ -125,10 +114,6 @@ def test_an_entry_that_was_struck_is_counted_once_by_level(open_cache, by):
     assert cache.stats().invalidated == 2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="get() counts an entry that is due as a hit (twice: glance and find) and as a miss",
-)
 def test_get_of_what_is_due_is_one_miss(open_cache, clock, face):
     """It is not served, so it is no hit."""
     cache = open_cache(ttl=10, stale_while_revalidate=100)
@@ -138,11 +123,6 @@ def test_get_of_what_is_due_is_one_miss(open_cache, clock, face):
     assert (cache.stats().hits, cache.stats().misses) == ({}, 1)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="flow._lead() counts a miss before it waits for another process, whose value is then "
-    "counted as a hit of the disk",
-)
 def test_a_value_of_another_process_is_counted_once(open_cache, tmp_path):
     """One look-up, served by the computation of another process."""
     code = """
@@ -329,11 +309,6 @@ def test_a_level_that_cannot_tell_says_so(tmp_path):
         assert "disk: 0 hits" in lines
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="stats() of a closed cache asks its levels, which open their files again; metrics do "
-    "that at every export for as long as the object lives",
-)
 def test_statistics_of_a_closed_cache_open_nothing(tmp_path):
     """Counts can still be read; files that were deleted are not made again."""
     cache = MultiLevelCache.open(tmp_path / "cache")

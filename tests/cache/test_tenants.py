@@ -229,11 +229,6 @@ def test_the_same_key_of_another_kind_is_another_entry(tmp_path):
     levels[1].close()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="MultiLevelCache.find_or_compute() makes the key without the kind and the namespace it "
-    "was given, as get(), set() and delete() do not",
-)
 @pytest.mark.parametrize("stored_as", ["computed", "set"])
 def test_get_or_compute_keeps_kinds_apart_too(stored_as, face):
     """What is computed under a kind is found and deleted under it, and under no other."""
@@ -251,9 +246,6 @@ def test_get_or_compute_keeps_kinds_apart_too(stored_as, face):
         assert cache.get("a") == "plain"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bulk.scan() opens the entries of every kind as plain values"
-)
 def test_scan_yields_plain_values_only(tmp_path):
     """As it says; entries of other kinds are no damage either."""
     pairs = Kind("pairs", lambda value: PLAIN.pack(list(value)), lambda body: (body, None))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
-from ragaccel.cache.flow import delete, open_entry, readable, write
+from ragaccel.cache import values
 from ragaccel.cache.keys import key_mark, namespace_mark
+from ragaccel.cache.lookup import delete, may_serve, open_entry, write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from ragaccel.cache.flow import IO, Store
     from ragaccel.cache.levels import Level
+    from ragaccel.cache.lookup import Store
     from ragaccel.cache.terms import Terms
     from ragaccel.cache.values import Body, Entry
+    from ragaccel.cache.waiting import IO
 
 
 async def find(io: IO, store: Store, keys: Sequence[bytes], terms: Terms[Any]) -> dict[bytes, Any]:
@@ -26,17 +27,17 @@ async def find(io: IO, store: Store, keys: Sequence[bytes], terms: Terms[Any]) -
         if not missing:
             break
         served = []
-        for key, entry in await _read(io, store, level, missing, terms.namespace):
-            opened = open_entry(store, terms, entry) if entry.fresh > time.time() else None
+        for key, entry in await _read(io, store, level, missing, terms):
+            opened = open_entry(store, terms, entry)
             if opened is not None:
                 found[key] = opened[0]
                 served.append((key, entry))
-                store.recorder.hit(terms.namespace, level.name, entry)
+        store.recorder.hit(terms.namespace, level.name, *[entry for _, entry in served])
         await write(io, store, missed, *served)
         missing = [key for key in missing if key not in found]
         missed.append(level)
-    for _ in missing:
-        store.recorder.count(terms.namespace, "misses")
+    if missing:
+        store.recorder.count(terms.namespace, "misses", len(missing))
     return found
 
 
@@ -44,37 +45,76 @@ async def keep(io: IO, store: Store, items: Sequence[tuple[bytes, Terms[Any], An
     """Store values that were not computed; those that are replaced are struck everywhere.
 
     Raises:
+        Uncacheable: An entry has more marks than it can carry.
         Exception: The strike could not be told to others, who may go on serving the old values.
     """
+    if not items:
+        return
     if store.ledger.shared:
         await io.prepare(store.ledger)
-        keys, namespace = [item[0] for item in items], items[0][1].namespace if items else ""
-        replaced = await _read(io, store, store.levels[-1], keys, namespace)
-        if replaced:
-            await io.strike(store.ledger, [key_mark(key) for key, _ in replaced])
-    position = store.ledger.position()
-    entries = []
-    for key, terms, value, body in items:
-        entry = terms.entry(value, body, position, 0.0)
-        if entry is not None:
-            entries.append((key, entry))
-    await write(io, store, store.levels, *entries)
+    before, terms = store.ledger.position(), items[0][1]
+    entries = {key: its.entry(value, body, before, 0.0) for key, its, value, body in items}
+    await _strike(io, store, terms, await _outdated(io, store, terms, entries))
+    unkept = [key for key, entry in entries.items() if not entry.is_kept]
+    whole = True
+    for level in store.levels if unkept else ():
+        whole &= await delete(io, store, level, *unkept)
+    whole &= await _write(io, store, entries)
+    if not whole and not store.ledger.shared:
+        await _strike(io, store, terms, entries)
+        await _write(io, store, entries)
 
 
-async def remove(io: IO, store: Store, keys: Sequence[bytes]) -> None:
+async def _outdated(
+    io: IO, store: Store, terms: Terms[Any], keys: Iterable[bytes]
+) -> Iterable[bytes]:
+    """Return those keys of which somebody may have, or be computing, an older value."""
+    under_way = {key for key in keys if store.flights.is_under_way(key)}
+    if not store.ledger.shared:
+        return under_way
+    last = store.levels[-1]
+    has_lost = getattr(last, "has_lost", None)
+    try:
+        if has_lost is not None and has_lost():
+            return keys
+    except Exception as error:  # noqa: BLE001 - see _read
+        store.recorder.fault(last.name, "reads", error)
+        return keys
+    return under_way.union(key for key, _ in await _read(io, store, last, list(keys), terms))
+
+
+async def _strike(io: IO, store: Store, terms: Terms[Any], keys: Iterable[bytes]) -> None:
+    marks = [key_mark(key) for key in keys]
+    if marks:
+        await io.strike(store.ledger, namespace_mark(terms.namespace), marks)
+
+
+async def _write(io: IO, store: Store, entries: dict[bytes, Entry]) -> bool:
+    ledger, seq = store.ledger.position()
+    kept = [
+        (key, entry._replace(ledger=ledger, seq=seq))
+        for key, entry in entries.items()
+        if entry.is_kept
+    ]
+    return await write(io, store, store.levels, *kept)
+
+
+async def remove(io: IO, store: Store, keys: Sequence[bytes], terms: Terms[Any]) -> None:
     """Delete keys from every level, also for computations that are under way.
 
     Raises:
         Exception: The strike could not be told to others, who may go on serving the values.
     """
+    landed, whole = store.flights.landed, True
     for level in store.levels:
-        await delete(io, store, level, *keys)
-    if store.ledger.shared or any(map(store.flights.is_under_way, keys)):
-        await io.strike(store.ledger, [key_mark(key) for key in keys])
+        whole &= await delete(io, store, level, *keys)
+    busy = store.flights.landed != landed or any(map(store.flights.is_under_way, keys))
+    if store.ledger.shared or len(store.levels) > 1 or busy or not whole:
+        await _strike(io, store, terms, keys)
 
 
 def scan(store: Store, terms: Terms[Any]) -> Iterator[Any]:
-    """Yield every value of a namespace that may be served, once."""
+    """Yield every value of a namespace and kind that may be served, once."""
     seen: set[bytes] = set()
     namespace = namespace_mark(terms.namespace)
     for level in store.levels:
@@ -82,7 +122,7 @@ def scan(store: Store, terms: Terms[Any]) -> Iterator[Any]:
             for key, blob in level.scan(namespace):
                 if key in seen:
                     continue
-                entry = readable(store, terms.namespace, key, blob)
+                entry = _readable(store, terms, key, blob)
                 opened = None if entry is None else open_entry(store, terms, entry)
                 if opened is not None:
                     seen.add(key)
@@ -92,13 +132,22 @@ def scan(store: Store, terms: Terms[Any]) -> Iterator[Any]:
 
 
 async def _read(
-    io: IO, store: Store, level: Level, keys: Sequence[bytes], namespace: str
+    io: IO, store: Store, level: Level, keys: Sequence[bytes], terms: Terms[Any]
 ) -> list[tuple[bytes, Entry]]:
+    """Return the entries of a level that may be served."""
     try:
-        blobs = await io.get_many(level, keys)
+        blobs = list((await io.get_many(level, keys)).items())
     except Exception as error:  # noqa: BLE001 - a level's fault never reaches the caller
         store.recorder.fault(level.name, "reads", error)
         return []
     store.recorder.works(level.name, "reads")
-    found = ((key, readable(store, namespace, key, blob)) for key, blob in blobs.items())
+    found = ((key, _readable(store, terms, key, blob)) for key, blob in blobs)
     return [(key, entry) for key, entry in found if entry is not None]
+
+
+def _readable(store: Store, terms: Terms[Any], key: bytes, blob: bytes) -> Entry | None:
+    entry = values.unframe(key, blob)
+    if entry is None:
+        store.recorder.count(terms.namespace, "damaged")
+        return None
+    return entry if may_serve(store, terms, key, entry, fresh=True) else None

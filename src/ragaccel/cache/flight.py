@@ -15,19 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from ragaccel.cache.ledger import Position
-    from ragaccel.cache.values import Body
+    from ragaccel.cache.values import Entry
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a flight ended: a body to share, the leader's error, or neither.
+    """How a flight ended: an entry to share, the leader's error, or neither.
 
     Neither means that followers compute for themselves: the leader was cancelled, or its value
     cannot be shared.
     """
 
-    body: Body | None = None
+    entry: Entry | None = None
     error: Exception | None = None
     traceback: TracebackType | None = None
 
@@ -35,12 +34,11 @@ class Outcome:
 class Flight:
     """One computation under way, and those who wait for it."""
 
-    __slots__ = ("_done", "_lock", "_wake", "loop", "outcome", "position")
+    __slots__ = ("_done", "_lock", "_wake", "loop", "outcome")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None, position: Position) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Begin a flight whose leader runs on `loop`, or on no loop."""
         self.loop = loop
-        self.position = position
         self.outcome: Outcome | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
@@ -104,17 +102,18 @@ class Flights(Forkable):
         self.landed = 0
         self.follow_forks()
 
-    def join(self, key: bytes, position: Position) -> tuple[Flight, bool]:
+    def join(self, key: bytes, past: Flight | None = None) -> tuple[Flight, bool]:
         """Return the key's flight, and whether the caller leads it.
 
-        A flight that began before something was struck is not joined any more: its answer may be
-        of before.
+        Args:
+            key: The digest.
+            past: A flight whose answer is not right for the caller; another one is joined.
         """
         with self._lock:
             flight = self._flights.get(key)
-            if flight is not None and flight.position == position:
+            if flight is not None and flight is not past:
                 return flight, False
-            flight = self._flights[key] = Flight(running_loop(), position)
+            flight = self._flights[key] = Flight(running_loop())
             return flight, True
 
     def is_under_way(self, key: bytes) -> bool:

@@ -88,6 +88,12 @@ def namespace_mark(namespace: str) -> bytes:
     return mark("namespace", namespace)
 
 
+@lru_cache(maxsize=4096)
+def entry_marks(namespace: str, kind: str) -> bytes:
+    """Return what the marks of every entry begin with: its tenant's, then that of its kind."""
+    return namespace_mark(namespace) + mark("kind", namespace, kind)
+
+
 def key_mark(key: bytes) -> bytes:
     """Return the mark of a single key."""
     return key[:8]

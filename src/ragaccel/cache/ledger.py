@@ -5,6 +5,10 @@ mark down with its number; every entry carries the number the ledger stood at wh
 began, and its marks. It stands if none of its marks was struck since. So invalidating costs the
 same however many entries there are, and an answer that was being computed while its document
 changed does not stand either.
+
+Marks are written down by namespace, so that a tenant who strikes much crowds out nobody: when a
+ledger is full, the tenant with the most marks has the older half of them put together into one
+strike of everything of the tenant's from before.
 """
 
 from __future__ import annotations
@@ -22,9 +26,10 @@ if TYPE_CHECKING:
 MARK_BYTES: Final = 8
 #: The mark of every entry of every namespace.
 EVERYTHING: Final = b"\xff" * MARK_BYTES
-#: How many different marks a ledger remembers; past that the oldest half goes, and entries older
-#: than those do not stand any more.
+#: How many different marks a ledger remembers.
 CAPACITY: Final = 100_000
+#: With fewer marks than this, those of one namespace are not worth putting together.
+FEW: Final = 16
 
 
 class Position(NamedTuple):
@@ -56,17 +61,21 @@ class Ledger(Protocol):
         Args:
             position: Where the ledger stood when its computation began.
             created: When it was computed, in seconds since the epoch.
-            marks: Its marks, joined.
+            marks: Its marks, joined; that of its namespace first.
         """
 
-    def strike(self, marks: Sequence[bytes]) -> None:
-        """Let no entry with one of the marks stand from now on.
+    def strike(self, namespace: bytes, marks: Sequence[bytes]) -> None:
+        """Let no entry of a namespace with one of the marks stand from now on.
+
+        Args:
+            namespace: The tenant's mark; EVERYTHING to strike all entries of all tenants.
+            marks: What is struck; the tenant's mark for all entries of the tenant.
 
         Raises:
             Exception: The strike could not be told to the others.
         """
 
-    async def astrike(self, marks: Sequence[bytes]) -> None:
+    async def astrike(self, namespace: bytes, marks: Sequence[bytes]) -> None:
         """Do what `strike` does, without blocking the event loop."""
 
     def prepare(self) -> None:
@@ -74,6 +83,14 @@ class Ledger(Protocol):
 
     async def aprepare(self) -> None:
         """Do what `prepare` does, without blocking the event loop."""
+
+
+class Strike(NamedTuple):
+    """One mark of a namespace, and the number of its last strike."""
+
+    namespace: bytes
+    mark: bytes
+    seq: int
 
 
 class Strikes:
@@ -89,39 +106,62 @@ class Strikes:
 
     def __init__(self, ledger: int, seq: int = 0, floor: int = 0) -> None:
         self.ledger, self.seq, self.floor = ledger, seq, floor
-        self._struck: dict[bytes, int] = {}
+        self._struck: dict[bytes, dict[bytes, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._struck)
+        return sum(map(len, self._struck.values()))
 
     @property
     def position(self) -> Position:
         """Where the ledger stands."""
         return Position(self.ledger, self.seq)
 
-    def add(self, struck: Iterable[tuple[bytes, int]]) -> None:
+    def add(self, struck: Iterable[Strike]) -> None:
         """Take note of marks and the numbers of their strikes."""
-        for mark, seq in struck:
+        for namespace, mark, seq in struck:
             self.seq = max(self.seq, seq)
             if mark == EVERYTHING:
-                self.floor = max(self.floor, seq)
-            else:
-                self._struck[mark] = max(seq, self._struck.get(mark, 0))
+                self.forget(seq)
+                continue
+            marks = self._struck.setdefault(namespace, {})
+            marks[mark] = max(seq, marks.get(mark, 0))
+            if mark == namespace:
+                self._struck[namespace] = {
+                    one: at for one, at in marks.items() if at > seq or one == mark
+                }
 
-    def strike(self, marks: Iterable[bytes], seq: int = 0) -> None:
+    def strike(self, namespace: bytes, marks: Iterable[bytes], seq: int = 0) -> None:
         """Write down a strike of this process's own, with a number of its own if it is higher."""
         following = max(self.seq + 1, seq)
-        self.add([(mark, following) for mark in marks])
-        if len(self._struck) > CAPACITY:
-            self.forget(sorted(self._struck.values())[CAPACITY // 2])
+        self.add([Strike(namespace, mark, following) for mark in marks])
+        if len(self._struck.get(namespace, ())) > CAPACITY // 2 and len(self) > CAPACITY:
+            self.fold()
+
+    def fold(self) -> None:
+        """Put marks together, those of the namespace that has the most first."""
+        while len(self) > CAPACITY:
+            namespace, marks = max(self._struck.items(), key=lambda item: len(item[1]))
+            if len(marks) < FEW:  # so many namespaces that none has much to put together
+                marks = {mark: at for one in self._struck.values() for mark, at in one.items()}
+                self.forget(sorted(marks.values())[len(marks) // 2])
+            else:
+                middle = sorted(marks.values())[len(marks) // 2]
+                self.add([Strike(namespace, namespace, middle)])
 
     def forget(self, floor: int) -> None:
-        """Forget what was struck before a number, and with it all entries from before it."""
+        """Let no entry from before a number stand, so that what was struck before it can go."""
         self.floor = max(self.floor, floor)
-        self._struck = {mark: seq for mark, seq in self._struck.items() if seq > self.floor}
+        self._struck = {
+            namespace: kept
+            for namespace, marks in self._struck.items()
+            if (kept := {mark: seq for mark, seq in marks.items() if seq > self.floor})
+        }
 
     def stand(self, position: Position, marks: bytes) -> bool:
-        """Tell whether an entry of a position and with these joined marks may be served."""
+        """Tell whether an entry of a position and with these joined marks may be served.
+
+        The first of the marks is that of its namespace.
+        """
         ledger, seq = position
         if ledger != self.ledger:
             return False
@@ -129,8 +169,8 @@ class Strikes:
             return True
         if seq < self.floor:
             return False
-        struck = self._struck
-        return all(
+        struck = self._struck.get(marks[:MARK_BYTES])
+        return struck is None or all(
             struck.get(marks[at : at + MARK_BYTES], 0) <= seq
             for at in range(0, len(marks), MARK_BYTES)
         )
@@ -159,14 +199,14 @@ class ProcessLedger(Forkable):
         """Tell whether an entry may be served; see `Ledger`."""
         return self._strikes.stand(position, marks)
 
-    def strike(self, marks: Sequence[bytes]) -> None:
-        """Let no entry with one of the marks stand from now on."""
+    def strike(self, namespace: bytes, marks: Sequence[bytes]) -> None:
+        """Let no entry of a namespace with one of the marks stand from now on."""
         with self._lock:
-            self._strikes.strike(marks, time.time_ns())
+            self._strikes.strike(namespace, marks, time.time_ns())
 
-    async def astrike(self, marks: Sequence[bytes]) -> None:
+    async def astrike(self, namespace: bytes, marks: Sequence[bytes]) -> None:
         """Do what `strike` does."""
-        self.strike(marks)
+        self.strike(namespace, marks)
 
     def prepare(self) -> None:
         """Do nothing: what this process struck it knows."""

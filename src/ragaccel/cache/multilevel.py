@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
 from ragaccel import telemetry
-from ragaccel.cache import bulk, flow
+from ragaccel.cache import bulk, flow, lookup
 from ragaccel.cache.figures import figures
 from ragaccel.cache.flight import Flights
 from ragaccel.cache.keys import Digest, Uncacheable, digest, namespace_mark
@@ -17,9 +16,9 @@ from ragaccel.cache.levels import Usage
 from ragaccel.cache.levels.disk import DiskLevel
 from ragaccel.cache.levels.memory import MemoryLevel
 from ragaccel.cache.stats import CacheStats, Recorder
-from ragaccel.cache.terms import Policy, Terms, checked, marks
+from ragaccel.cache.terms import Policy, Terms, checked, marks, named
 from ragaccel.cache.ttl import TTL, Seconds, seconds
-from ragaccel.cache.values import PLAIN, Kind
+from ragaccel.cache.values import MAX_MARKS, PLAIN, Kind
 from ragaccel.cache.warming import WarmReport, awarm, warm
 from ragaccel.errors import CacheClosedError, ConfigurationError, InvalidationError, RagaccelError
 from ragaccel.io import run
@@ -128,7 +127,7 @@ class MultiLevelCache:
         )
         shared = self.levels[-1]
         leases = getattr(shared, "leases", None) if single_flight_across_processes else None
-        self._store = flow.Store(
+        self._store = lookup.Store(
             self.levels,
             getattr(shared, "ledger", None) or ProcessLedger(),
             leases,
@@ -189,10 +188,11 @@ class MultiLevelCache:
         if type(near) is MemoryLevel:
             if not store.ledger.is_prepared:
                 store.ledger.prepare()
-            found = flow.glance(store, near, known, terms)
-            if found is None:
-                found = run(flow.find_slower(flow.SYNC, store, known, terms, again=False))
-            return _fresh(store, terms, found)
+            found = lookup.glance(store, near, known, terms, fresh=True)
+            if found is not None:
+                return found.value
+            rest = flow.find_slower(flow.SYNC, store, known, terms, again=False, fresh=True)
+            return _value(store, terms, run(rest))
         return run(self._get(flow.SYNC, known, terms))
 
     async def aget(self, key: Any, *, kind: Kind[Any] = PLAIN, namespace: str | None = None) -> Any:
@@ -299,7 +299,7 @@ class MultiLevelCache:
         """
         store, digests = self._open_store(), self._keys(keys, kind, namespace)
         with _telling():
-            run(bulk.remove(flow.SYNC, store, digests))
+            run(bulk.remove(flow.SYNC, store, digests, self._terms(kind, namespace)))
 
     async def adelete(
         self, *keys: Any, kind: Kind[Any] = PLAIN, namespace: str | None = None
@@ -307,7 +307,7 @@ class MultiLevelCache:
         """Do what `delete` does, without blocking the event loop."""
         store, digests = self._open_store(), self._keys(keys, kind, namespace)
         with _telling():
-            await bulk.remove(flow.ASYNC, store, digests)
+            await bulk.remove(flow.ASYNC, store, digests, self._terms(kind, namespace))
 
     def get_or_compute(
         self,
@@ -384,7 +384,7 @@ class MultiLevelCache:
             kind: See `get_or_compute`.
             tags: See `set`.
             documents: See `set`.
-            namespace: Whose the entry is, where the key is a digest; the cache's own by default.
+            namespace: Whose the entry is; the cache's own by default.
             query: What a ttl function is shown; the key by default.
         """
         store = self._open_store()
@@ -394,12 +394,11 @@ class MultiLevelCache:
             self._policy,
             self._policy.ttl if ttl is None else checked(ttl),
             key if query is MISSING else query,
-            tags,
-            documents,
+            named(tags),
+            named(documents),
         )
-        if tags or documents:
-            marks(terms.namespace, tags, documents)
-        return flow.find_or_compute(io, store, self._key(key), terms, compute)
+        known = self._key(key, kind, namespace)
+        return flow.find_or_compute(io, store, known, terms, compute)
 
     def invalidate(
         self,
@@ -429,7 +428,7 @@ class MultiLevelCache:
         """
         struck = self._struck(tags, documents, namespace, everything=everything)
         with _telling():
-            self._open_store().ledger.strike(struck)
+            self._open_store().ledger.strike(*struck)
 
     async def ainvalidate(
         self,
@@ -442,7 +441,7 @@ class MultiLevelCache:
         """Do what `invalidate` does, without blocking the event loop."""
         struck = self._struck(tags, documents, namespace, everything=everything)
         with _telling():
-            await self._open_store().ledger.astrike(struck)
+            await self._open_store().ledger.astrike(*struck)
 
     def warm(
         self,
@@ -476,7 +475,7 @@ class MultiLevelCache:
         For stores that list their keys; a level that fails is passed over.
 
         Args:
-            kind: How the values were stored; the namespace must hold no other kind.
+            kind: How the values were stored; those of other kinds are passed over.
             namespace: Whose they are; the cache's own by default.
         """
         store = self._open_store()
@@ -501,7 +500,7 @@ class MultiLevelCache:
             except Exception as error:  # noqa: BLE001 - the other levels are cleared first
                 failed.append(error)
         with _telling():
-            store.ledger.strike((EVERYTHING,))
+            store.ledger.strike(EVERYTHING, (EVERYTHING,))
         if failed:
             raise failed[0]
 
@@ -514,13 +513,17 @@ class MultiLevelCache:
             except Exception as error:  # noqa: BLE001 - the other levels are cleared first
                 failed.append(error)
         with _telling():
-            await store.ledger.astrike((EVERYTHING,))
+            await store.ledger.astrike(EVERYTHING, (EVERYTHING,))
         if failed:
             raise failed[0]
 
     def stats(self) -> CacheStats:
-        """Return what the cache did since it was made, and what its levels hold."""
-        return self._store.recorder.snapshot({level.name: _usage(level) for level in self.levels})
+        """Return what the cache did since it was made, and what its levels hold.
+
+        Once it is closed its levels are not asked any more.
+        """
+        levels = () if self._closed else self.levels
+        return self._store.recorder.snapshot({level.name: _usage(level) for level in levels})
 
     def figures(self) -> list[telemetry.Figure]:
         """Return the statistics as metrics; a namespace is told by its name."""
@@ -553,7 +556,7 @@ class MultiLevelCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.levels, self._options)
 
-    def _open_store(self) -> flow.Store:
+    def _open_store(self) -> lookup.Store:
         if self._closed:
             raise CacheClosedError("the cache is closed; open a new one.")
         return self._store
@@ -562,7 +565,7 @@ class MultiLevelCache:
         store = self._open_store()
         if not store.ledger.is_prepared:
             await io.prepare(store.ledger)
-        return _fresh(store, terms, await flow.find(io, store, key, terms))
+        return _value(store, terms, await lookup.find(io, store, key, terms, fresh=True))
 
     async def _get_many(
         self, io: flow.IO, keys: Sequence[Any], kind: Kind[Any], namespace: str | None
@@ -585,11 +588,17 @@ class MultiLevelCache:
     ) -> None:
         store, whose = self._open_store(), self.namespace if namespace is None else namespace
         lifetime = self._policy.ttl if ttl is None else checked(ttl)
+        tags, documents = named(tags), named(documents)
         kept = []
         for key, value in items:
             terms = Terms(kind, whose, self._policy, lifetime, key, tags, documents)
             kept.append((self._key(key, kind, namespace), terms, value, _packed(kind, value)))
-        await bulk.keep(io, store, kept)
+        try:
+            await bulk.keep(io, store, kept)
+        except Uncacheable as error:
+            raise ConfigurationError(
+                f"an entry can carry {MAX_MARKS:,} tags and documents, and not more."
+            ) from error
 
     def _terms(self, kind: Kind[Any], namespace: str | None) -> Terms[Any]:
         return Terms(kind, self.namespace if namespace is None else namespace, self._policy)
@@ -615,18 +624,17 @@ class MultiLevelCache:
         namespace: str | None,
         *,
         everything: bool,
-    ) -> list[bytes]:
+    ) -> tuple[bytes, list[bytes]]:
+        """Return the namespace and the marks to strike."""
         if everything:
-            return [EVERYTHING]
+            return EVERYTHING, [EVERYTHING]
         whose = self.namespace if namespace is None else namespace
-        named = marks(whose, tags, documents)
-        if named:
-            return named
-        if namespace is None:
+        struck = marks(whose, named(tags), named(documents))
+        if not struck and namespace is None:
             raise ConfigurationError(
                 "name tags, documents or a namespace to invalidate, or everything=True."
             )
-        return [namespace_mark(namespace)]
+        return namespace_mark(whose), struck or [namespace_mark(whose)]
 
 
 def _check_levels(levels: object) -> None:
@@ -663,9 +671,9 @@ def _packed(kind: Kind[Any], value: Any) -> Body:
         ) from error
 
 
-def _fresh(store: flow.Store, terms: Terms[Any], found: flow.Found[Any] | None) -> Any:
-    """Return what was found within its lifetime, or count a miss."""
-    if found is None or found.entry.fresh <= time.time():
+def _value(store: lookup.Store, terms: Terms[Any], found: lookup.Found[Any] | None) -> Any:
+    """Return what was found, or count a miss."""
+    if found is None:
         store.recorder.count(terms.namespace, "misses")
         return MISSING
     return found.value

@@ -118,20 +118,22 @@ class Recorder(Forkable):
         self._failing: set[tuple[str, Work]] = set()
         self.follow_forks()
 
-    def hit(self, namespace: str, level: str, entry: Entry) -> None:
-        """Count a hit of a level, and what it saved."""
+    def hit(self, namespace: str, level: str, *entries: Entry) -> None:
+        """Count the entries that a level served, and what they saved."""
+        if not entries:
+            return
         with self._lock:
             tally = self._namespaces[namespace]
-            tally.hits[level] = tally.hits.get(level, 0) + 1
-            tally.seconds += entry.cost
-            if entry.tokens_written or entry.tokens_read:
+            tally.hits[level] = tally.hits.get(level, 0) + len(entries)
+            for entry in entries:
+                tally.seconds += entry.cost
                 tally.read += entry.tokens_read
                 tally.written += entry.tokens_written
 
-    def count(self, namespace: str, name: str) -> None:
+    def count(self, namespace: str, name: str, times: int = 1) -> None:
         """Count one of the plain counters of `Counts`, such as misses."""
         with self._lock:
-            self._namespaces[namespace].counts[name] += 1
+            self._namespaces[namespace].counts[name] += times
 
     def bypass(self, reason: str) -> None:
         """Count a call that went past the cache."""

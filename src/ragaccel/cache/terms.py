@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from ragaccel.cache.keys import Uncacheable, mark, namespace_mark
+from ragaccel.cache.keys import Uncacheable, entry_marks, mark
+from ragaccel.cache.ledger import MARK_BYTES
 from ragaccel.cache.ttl import TTL, seconds
 from ragaccel.cache.values import MAX_MARKS, Entry, Kind
 from ragaccel.errors import ConfigurationError, RagaccelWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ragaccel.cache.ledger import Position
     from ragaccel.cache.values import Body
@@ -67,8 +68,8 @@ class Terms(Generic[T]):
         policy: The cache's.
         ttl: Its own lifetime.
         query: What a policy is shown of the question.
-        tags: What else it is invalidated by.
-        documents: Which documents it is made of, besides those its kind tells.
+        tags: What else it is invalidated by; see `named`.
+        documents: Which documents it is made of, besides those its kind tells; see `named`.
     """
 
     kind: Kind[T]
@@ -76,8 +77,13 @@ class Terms(Generic[T]):
     policy: Policy
     ttl: TTL = None
     query: Any = None
-    tags: Iterable[str] = ()
-    documents: Iterable[str] = ()
+    tags: Sequence[str] = ()
+    documents: Sequence[str] = ()
+
+    @property
+    def prefix(self) -> bytes:
+        """What the marks of its entry begin with."""
+        return entry_marks(self.namespace, self.kind.name)
 
     def lifetime(self, value: T) -> float:
         """Return for how many seconds a value is kept; nothing above 0 for not at all.
@@ -103,43 +109,50 @@ class Terms(Generic[T]):
             return min(lifetime, negative)
         return lifetime
 
-    def entry(self, value: T, body: Body, position: Position, cost: float) -> Entry | None:
-        """Return the value as it is stored, or None if it is not kept.
+    def entry(self, value: T, body: Body, position: Position, cost: float) -> Entry:
+        """Return the value as it is stored; it has no lifetime if it is not to be kept.
 
         Raises:
             Uncacheable: It has more marks than an entry can carry.
         """
-        lifetime = self.lifetime(value)
-        if lifetime <= 0:
-            return None
-        now = time.time()
-        fresh = now + lifetime
+        lifetime, now = self.lifetime(value), time.time()
+        fresh, expires = now, now
+        if lifetime > 0:
+            fresh = now + lifetime
+            expires = fresh + self.policy.stale_while_revalidate
         read, written = self.kind.tokens(value)
         return Entry(
-            now, fresh, fresh + self.policy.stale_while_revalidate, cost,
+            now, fresh, expires, cost,
             min(read, _MAX_TOKENS), min(written, _MAX_TOKENS), *position, self._marks(value), body,
         )  # fmt: skip
 
     def _marks(self, value: T) -> bytes:
         documents = {*self.documents, *self.kind.documents(value)}
-        found = [namespace_mark(self.namespace), *marks(self.namespace, self.tags, documents)]
-        if len(found) > MAX_MARKS:
+        found = self.prefix + b"".join(marks(self.namespace, self.tags, documents))
+        if len(found) > MAX_MARKS * MARK_BYTES:
             raise Uncacheable("marks")
-        return b"".join(found)
+        return found
 
 
 def marks(namespace: str, tags: Iterable[str], documents: Iterable[str]) -> list[bytes]:
-    """Return the marks of tags and documents of a namespace.
+    """Return the marks of tags and documents of a namespace."""
+    return [mark("tag", namespace, tag) for tag in tags] + [
+        mark("document", namespace, document) for document in documents
+    ]
+
+
+def named(given: Iterable[str]) -> tuple[str, ...]:
+    """Return tags or documents, of which the caller may have given an iterator.
 
     Raises:
         ConfigurationError: They are not strings, or a single string that was meant as one.
     """
-    for given in (tags, documents):
-        if isinstance(given, str) or not all(isinstance(one, str) for one in given):
-            raise ConfigurationError(f"tags and documents are lists of strings, got {given!r}.")
-    return [mark("tag", namespace, tag) for tag in tags] + [
-        mark("document", namespace, document) for document in documents
-    ]
+    found = () if isinstance(given, str) else tuple(given)
+    if isinstance(given, str) or not all(isinstance(one, str) for one in found):
+        raise ConfigurationError(
+            f"tags and documents are lists of strings, got {found or given!r}."
+        )
+    return found
 
 
 def checked(ttl: TTL) -> TTL:

@@ -57,7 +57,7 @@ class Entry(NamedTuple):
         tokens_written: How many tokens a model wrote for it.
         ledger: Whose strikes it can be told by.
         seq: Where the ledger stood when its computation began.
-        marks: What it can be struck by, joined; the namespace's first.
+        marks: What it can be struck by, joined; the namespace's and the kind's first.
         body: The packed value.
     """
 
@@ -76,6 +76,20 @@ class Entry(NamedTuple):
     def position(self) -> Position:
         """Where the ledger stood when the computation began."""
         return Position(self.ledger, self.seq)
+
+    @property
+    def namespace(self) -> bytes:
+        """The mark of its namespace."""
+        return self.marks[:MARK_BYTES]
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it has a lifetime at all."""
+        return self.expires > self.created
+
+    def until(self, end: float) -> Entry:
+        """Return the entry with a lifetime that ends at a time, if not before."""
+        return self._replace(fresh=min(self.fresh, end), expires=min(self.expires, end))
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,8 @@ class IO(Protocol):
     async def prepare(self, ledger: Ledger) -> None:
         """Hear what was struck so far."""
 
-    async def strike(self, ledger: Ledger, marks: Sequence[bytes]) -> None:
-        """Strike marks in a ledger."""
+    async def strike(self, ledger: Ledger, namespace: bytes, marks: Sequence[bytes]) -> None:
+        """Strike marks of a namespace in a ledger."""
 
     async def acquire(self, leases: Leases, key: bytes) -> bool:
         """Try to get the lease of a key."""
@@ -82,8 +82,8 @@ class SyncIO(IO):
     async def prepare(self, ledger: Ledger) -> None:
         ledger.prepare()
 
-    async def strike(self, ledger: Ledger, marks: Sequence[bytes]) -> None:
-        ledger.strike(marks)
+    async def strike(self, ledger: Ledger, namespace: bytes, marks: Sequence[bytes]) -> None:
+        ledger.strike(namespace, marks)
 
     async def acquire(self, leases: Leases, key: bytes) -> bool:
         return leases.acquire(key)
@@ -132,8 +132,8 @@ class AsyncIO(IO):
     async def prepare(self, ledger: Ledger) -> None:
         await ledger.aprepare()
 
-    async def strike(self, ledger: Ledger, marks: Sequence[bytes]) -> None:
-        await ledger.astrike(marks)
+    async def strike(self, ledger: Ledger, namespace: bytes, marks: Sequence[bytes]) -> None:
+        await ledger.astrike(namespace, marks)
 
     async def acquire(self, leases: Leases, key: bytes) -> bool:
         return await leases.aacquire(key)
