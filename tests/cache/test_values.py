@@ -25,7 +25,7 @@ from ragaccel.cache import (
     Uncacheable,
     digest,
 )
-from ragaccel.cache.keys import namespace_mark
+from ragaccel.cache.keys import entry_marks
 from ragaccel.cache.values import Entry, frame, unframe
 from ragaccel.errors import ConfigurationError
 from tests.cache.helpers import Compute, key
@@ -370,7 +370,7 @@ def test_a_body_that_is_no_value_is_a_miss(body, face):
     level = MemoryLevel()
     cache = MultiLevelCache([level])
     name = digest("default", "plain", "key")
-    entry = Entry(1.0, 1e12, 1e12, 0.0, 0, 0, 0, 0, namespace_mark("default"), body)
+    entry = Entry(1.0, 1e12, 1e12, 0.0, 0, 0, 0, 0, entry_marks("default", "plain"), body)
     level.put_many([Stored(name, frame(name, entry, compress=False), 1e12)])
     assert face.get(cache, "key") is MISSING
     assert face.get_or_compute(cache, "key", lambda: "new") == "new"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragaccel.cache import values
 from ragaccel.cache.keys import key_mark, namespace_mark
-from ragaccel.cache.lookup import delete, may_serve, open_entry, write
+from ragaccel.cache.lookup import claim, delete, may_serve, open_entry, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,18 +27,32 @@ async def find(io: IO, store: Store, keys: Sequence[bytes], terms: Terms[Any]) -
         if not missing:
             break
         served = []
-        for key, entry in await _read(io, store, level, missing, terms):
-            opened = open_entry(store, terms, entry)
+        entries = await _read(io, store, level, missing, terms)
+        for (key, entry), opened in zip(entries, _open(store, terms, entries), strict=True):
             if opened is not None:
                 found[key] = opened[0]
                 served.append((key, entry))
-        store.recorder.hit(terms.namespace, level.name, *[entry for _, entry in served])
-        await write(io, store, missed, *served)
+                store.recorder.hit(terms.namespace, level.name, entry)
+        if missed and served:
+            await write(io, store, missed, *served)
         missing = [key for key in missing if key not in found]
         missed.append(level)
     if missing:
         store.recorder.count(terms.namespace, "misses", len(missing))
     return found
+
+
+def _open(
+    store: Store, terms: Terms[Any], entries: Sequence[tuple[bytes, Entry]]
+) -> Sequence[tuple[Any, ...] | None]:
+    """Return a fresh value of each entry, or None for those that must not be served."""
+    try:
+        values_ = terms.kind.open_many([entry.body for _, entry in entries])
+    except Exception:  # noqa: BLE001 - one of them is damaged, and found out one by one
+        values_ = None
+    if values_ is not None:
+        return [(value,) for value in values_]
+    return [open_entry(store, terms, entry) for _, entry in entries]
 
 
 async def keep(io: IO, store: Store, items: Sequence[tuple[bytes, Terms[Any], Any, Body]]) -> None:
@@ -119,11 +133,8 @@ def scan(store: Store, terms: Terms[Any]) -> Iterator[Any]:
     namespace = namespace_mark(terms.namespace)
     for level in store.levels:
         try:
-            for key, blob in level.scan(namespace):
-                if key in seen:
-                    continue
-                entry = _readable(store, terms, key, blob)
-                opened = None if entry is None else open_entry(store, terms, entry)
+            for key, entry in _readable(store, terms, level.scan(namespace)):
+                opened = None if key in seen else open_entry(store, terms, entry)
                 if opened is not None:
                     seen.add(key)
                     yield opened[0]
@@ -141,13 +152,16 @@ async def _read(
         store.recorder.fault(level.name, "reads", error)
         return []
     store.recorder.works(level.name, "reads")
-    found = ((key, _readable(store, terms, key, blob)) for key, blob in blobs)
-    return [(key, entry) for key, entry in found if entry is not None]
+    return list(_readable(store, terms, blobs))
 
 
-def _readable(store: Store, terms: Terms[Any], key: bytes, blob: bytes) -> Entry | None:
-    entry = values.unframe(key, blob)
-    if entry is None:
-        store.recorder.count(terms.namespace, "damaged")
-        return None
-    return entry if may_serve(store, terms, key, entry, fresh=True) else None
+def _readable(
+    store: Store, terms: Terms[Any], blobs: Iterable[tuple[bytes, bytes]]
+) -> Iterator[tuple[bytes, Entry]]:
+    """Yield the entries among what a level gave that may be served."""
+    for key, blob in blobs:
+        entry = values.unframe(key, blob)
+        if entry is None:
+            store.recorder.count(terms.namespace, "damaged")
+        elif may_serve(store, terms, claim(key, entry), fresh=True):
+            yield key, entry

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ragaccel import telemetry
 from ragaccel.cache.flight import Outcome, leading
-from ragaccel.cache.keys import Uncacheable, key_mark
-from ragaccel.cache.lookup import Found, Store, find, open_entry, write
+from ragaccel.cache.keys import Uncacheable
+from ragaccel.cache.lookup import Found, Store, claim, find, open_entry, write
 from ragaccel.cache.waiting import ASYNC, IO, SYNC
 from ragaccel.telemetry import attributes
 
@@ -106,9 +106,8 @@ async def _join(io: IO, store: Store, key: bytes) -> tuple[Flight, bool, Outcome
 
 def _covers(store: Store, key: bytes, entry: Entry, arrived: Position) -> bool:
     """Tell whether an answer is right for somebody who came at a position of the ledger."""
-    return entry.position == arrived or store.ledger.stands(
-        entry.position, entry.created, entry.marks + key_mark(key)
-    )
+    _, position, marks = claim(key, entry)
+    return position == arrived or store.ledger.stands(position, entry.created, marks)
 
 
 async def find_slower(

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ragaccel.cache.values import Entry
     from ragaccel.cache.waiting import IO
 
+    #: An entry, its position, and its marks with that of its key.
+    Claim = tuple[Entry, Position, bytes]
+
 T = TypeVar("T")
 
 #: Seconds for which an entry is kept on the faster levels that the shared one did not take: a
@@ -66,15 +69,17 @@ def glance(
     place = level.look(key)
     if place is None:
         return None
-    entry: Entry | None = place.opened
-    if entry is None:
-        entry = place.opened = values.unframe(key, place.blob)
-        if entry is None:
+    known: Claim | None = place.opened
+    if known is None:
+        unframed = values.unframe(key, place.blob)
+        if unframed is None:
             store.recorder.count(terms.namespace, "damaged")
             level.delete_many((key,))
             return None
-    if not may_serve(store, terms, key, entry, fresh=fresh):
+        known = place.opened = claim(key, unframed)
+    if not may_serve(store, terms, known, fresh=fresh):
         return None
+    entry = known[0]
     opened = open_entry(store, terms, entry)
     if opened is None:
         level.delete_many((key,))
@@ -196,25 +201,24 @@ async def _read(
             store.recorder.count(terms.namespace, "damaged")
         await delete(io, store, level, key)
         return None
-    return entry if may_serve(store, terms, key, entry, fresh=fresh, counted=counted) else None
+    fit = may_serve(store, terms, claim(key, entry), fresh=fresh, counted=counted)
+    return entry if fit else None
+
+
+def claim(key: bytes, entry: Entry) -> Claim:
+    """Return an entry with what tells whether it may be served; its key can be struck too."""
+    return entry, cast("Position", entry[6:8]), entry.marks + key_mark(key)
 
 
 def may_serve(
-    store: Store,
-    terms: Terms[T],
-    key: bytes,
-    entry: Entry,
-    *,
-    fresh: bool = False,
-    counted: bool = True,
+    store: Store, terms: Terms[T], claimed: Claim, *, fresh: bool = False, counted: bool = True
 ) -> bool:
     """Tell whether an entry is of the namespace and kind, has not expired and was not struck."""
-    marks = entry.marks
+    entry, position, marks = claimed
     until = entry.fresh if fresh else entry.expires
     if until <= time.time() or not marks.startswith(terms.prefix):
         return False
-    position = cast("Position", entry[6:8])
-    if store.ledger.stands(position, entry.created, marks + key_mark(key)):
+    if store.ledger.stands(position, entry.created, marks):
         return True
     if counted:
         store.recorder.count(terms.namespace, "invalidated")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FLIGHT_TIMEOUT: Final = 60.0
+_MOST_TERMS: Final = 1000
 
 
 class _Missing:
@@ -125,6 +126,7 @@ class MultiLevelCache:
             0.0 if stale_while_revalidate is None else seconds(stale_while_revalidate),
             early_refresh,
         )
+        self._known_terms: dict[tuple[int, str | None], Terms[Any]] = {}
         shared = self.levels[-1]
         leases = getattr(shared, "leases", None) if single_flight_across_processes else None
         self._store = lookup.Store(
@@ -601,7 +603,14 @@ class MultiLevelCache:
             ) from error
 
     def _terms(self, kind: Kind[Any], namespace: str | None) -> Terms[Any]:
-        return Terms(kind, self.namespace if namespace is None else namespace, self._policy)
+        """Return the terms of a look-up, which are made once: they do not change."""
+        known = self._known_terms.get((id(kind), namespace))
+        if known is None:
+            if len(self._known_terms) > _MOST_TERMS:
+                self._known_terms = {}
+            whose = self.namespace if namespace is None else namespace
+            known = self._known_terms[id(kind), namespace] = Terms(kind, whose, self._policy)
+        return known
 
     def _keys(self, keys: Iterable[Any], kind: Kind[Any], namespace: str | None) -> list[bytes]:
         return [self._key(key, kind, namespace) for key in keys]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ragaccel.cache.levels.breaker import Unavailable
 from ragaccel.resources import Forkable
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ragaccel.cache.values import Entry
 
 _log = logging.getLogger("ragaccel.cache")
+
+_SAVED: Final = slice(3, 6)  # an entry's cost and tokens
+_MOST_PENDING: Final = 1000
 
 Work = Literal["reads", "writes", "leases"]
 
@@ -113,22 +116,29 @@ class Recorder(Forkable):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._namespaces: defaultdict[str, _Tally] = defaultdict(_Tally)
+        self._hits: deque[tuple[str, str, Any]] = deque()
         self._bypasses: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._failing: set[tuple[str, Work]] = set()
         self.follow_forks()
 
-    def hit(self, namespace: str, level: str, *entries: Entry) -> None:
-        """Count the entries that a level served, and what they saved."""
-        if not entries:
-            return
-        with self._lock:
+    def hit(self, namespace: str, level: str, entry: Entry) -> None:
+        """Count a hit of a level, and what it saved."""
+        # No lock, which would take as long as all the rest: appending is one step.
+        self._hits.append((namespace, level, entry[_SAVED]))
+        if len(self._hits) > _MOST_PENDING:
+            with self._lock:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Add up the pending hits; with the lock held."""
+        for _ in range(len(self._hits)):
+            namespace, level, (cost, read, written) = self._hits.popleft()
             tally = self._namespaces[namespace]
-            tally.hits[level] = tally.hits.get(level, 0) + len(entries)
-            for entry in entries:
-                tally.seconds += entry.cost
-                tally.read += entry.tokens_read
-                tally.written += entry.tokens_written
+            tally.hits[level] += 1
+            tally.seconds += cost
+            tally.read += read
+            tally.written += written
 
     def count(self, namespace: str, name: str, times: int = 1) -> None:
         """Count one of the plain counters of `Counts`, such as misses."""
@@ -170,6 +180,7 @@ class Recorder(Forkable):
     def snapshot(self, levels: Mapping[str, Usage]) -> CacheStats:
         """Return the counts so far, and with them what the levels hold."""
         with self._lock:
+            self._settle()
             namespaces = {name: tally.snapshot() for name, tally in self._namespaces.items()}
             bypasses, errors = dict(self._bypasses), dict(self._errors)
         total = _Tally()
@@ -197,14 +208,14 @@ class _Tally:
     __slots__ = ("counts", "hits", "read", "seconds", "written")
 
     def __init__(self) -> None:
-        self.hits: dict[str, int] = {}
+        self.hits: defaultdict[str, int] = defaultdict(int)
         self.counts: Counter[str] = Counter()
         self.seconds = 0.0
         self.read = self.written = 0
 
     def add(self, counts: Counts) -> None:
         for level, number in counts.hits.items():
-            self.hits[level] = self.hits.get(level, 0) + number
+            self.hits[level] += number
         for name in _PLAIN:
             self.counts[name] += getattr(counts, name)
         self.seconds += counts.saved_seconds

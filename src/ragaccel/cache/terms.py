@@ -6,7 +6,7 @@ import math
 import random
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -70,6 +70,7 @@ class Terms(Generic[T]):
         query: What a policy is shown of the question.
         tags: What else it is invalidated by; see `named`.
         documents: Which documents it is made of, besides those its kind tells; see `named`.
+        prefix: What the marks of its entry begin with.
     """
 
     kind: Kind[T]
@@ -79,11 +80,10 @@ class Terms(Generic[T]):
     query: Any = None
     tags: Sequence[str] = ()
     documents: Sequence[str] = ()
+    prefix: bytes = field(init=False)
 
-    @property
-    def prefix(self) -> bytes:
-        """What the marks of its entry begin with."""
-        return entry_marks(self.namespace, self.kind.name)
+    def __post_init__(self) -> None:
+        self.prefix = entry_marks(self.namespace, self.kind.name)
 
     def lifetime(self, value: T) -> float:
         """Return for how many seconds a value is kept; nothing above 0 for not at all.

@@ -43,6 +43,7 @@ _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder()
 _new: Final = object.__new__
 _set: Final = object.__setattr__
+_text: Final = str.__new__
 
 
 class LLMCache(BaseCache):
@@ -196,29 +197,28 @@ def _open(body: Body) -> tuple[list[Generation], None]:
     schema, packed = _decoder.decode(body)
     if schema != _SCHEMA:
         raise Stale  # another version of langchain-core wrote it
-    generations: list[Generation] = []
     id_ = _ids.draw()
-    for at, (cls, fields, *rest) in enumerate(packed):
-        if cls == _CHAT:
-            message, extra = rest
-            message["id"] = f"{id_}{at}"
-            generations.append(_chat(fields, message, extra))
-        else:
-            generations.append(_made(_TEXTS[cls], fields, None))
-    return generations, None
+    return [_opened(f"{id_}{at}", *one) for at, one in enumerate(packed)], None
 
 
-def _chat(
-    fields: dict[str, Any], message: dict[str, Any], extra: dict[str, Any] | None
+def _opened(
+    id_: str,
+    cls: int,
+    fields: dict[str, Any],
+    message: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> Generation:
-    """Return a chat generation made of decoded fields, as validation would leave them.
+    """Return a generation made of decoded fields, as validation would leave them.
 
     Without usage LangChain would make it `{"total_cost": 0}`, which its own messages refuse.
     """
+    if message is None:
+        return _made(_TEXTS[cls], fields, None)
+    message["id"] = id_
     if message["usage_metadata"] is None:
         message["usage_metadata"] = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     text = fields["text"]
-    fields["text"] = TextAccessor(message["content"] if text is None else text)
+    fields["text"] = _text(TextAccessor, message["content"] if text is None else text)
     fields["message"] = _made(AIMessage, message, {} if extra is None else extra)
     return _made(ChatGeneration, fields, None)
 
