@@ -22,7 +22,7 @@ from tests.cache.helpers import here, key, logged, stored, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MARK = b"document"
+TENANT, MARK = b"a-tenant", b"document"
 MANY = range(300)
 
 
@@ -69,11 +69,11 @@ class Everywhere(LevelContract):
         level.follow(follower)
         assert level.ledger.contact
         before = level.ledger.position()
-        await other.ledger.astrike([MARK])
-        wait_until(lambda: not level.ledger.stands(before, time.time(), MARK))
-        assert level.ledger.stands(before, time.time(), b"neighbor")
-        other.ledger.strike([EVERYTHING])
-        wait_until(lambda: not level.ledger.stands(before, time.time(), b"neighbor"))
+        await other.ledger.astrike(TENANT, [MARK])
+        wait_until(lambda: not level.ledger.stands(before, time.time(), TENANT + MARK))
+        assert level.ledger.stands(before, time.time(), TENANT + b"neighbor")
+        other.ledger.strike(EVERYTHING, [EVERYTHING])
+        wait_until(lambda: not level.ledger.stands(before, time.time(), TENANT + b"neighbor"))
         other.put_many([stored(n) for n in MANY])
         wait_until(lambda: set(copies) == {key(n) for n in MANY})
         assert level.leases.acquire(key("a"))
@@ -86,7 +86,7 @@ class Everywhere(LevelContract):
     def test_what_it_tells(self, level):
         """`describe` adds the nodes up."""
         level.put_many([stored(n) for n in MANY])
-        level.ledger.strike([MARK])
+        level.ledger.strike(TENANT, [MARK])
         told = level.describe()
         assert told["keys"] == len(MANY) + 4
         assert (told["strikes"], told["marks"]) == (1, 1)

@@ -98,7 +98,7 @@ def test_a_frozen_server_is_asked_once(own_server, used):
             lambda: level.delete_many([key("a")]),
             lambda: list(level.scan(bytes(8))),
             lambda: level.leases.acquire(key("a")),
-            lambda: level.ledger.strike([b"document"]),
+            lambda: level.ledger.strike(b"a-tenant", [b"document"]),
             lambda: asyncio.run(level.aget_many([key("a")])),
             level.describe,
             level.clear,
@@ -277,7 +277,7 @@ def test_no_secret_is_told(own_server, caplog):
         for call in (
             lambda level=level: level.put_many([stored("a", b"hush")]),
             lambda level=level: level.get_many([key("a")]),
-            lambda level=level: level.ledger.strike([b"document"]),
+            lambda level=level: level.ledger.strike(b"a-tenant", [b"document"]),
             lambda level=level: asyncio.run(level.aget_many([key("a")])),
         ):
             with pytest.raises(Exception) as caught:

@@ -11,13 +11,15 @@ import time
 import types
 
 import pytest
+import redis
 
-from ragaccel.cache import RedisLevel
-from ragaccel.cache.ledger import CAPACITY, EVERYTHING
+from ragaccel.cache import MultiLevelCache, RedisLevel, ledger
+from ragaccel.cache.ledger import EVERYTHING
 from ragaccel.cache.levels.redis import Unavailable
+from ragaccel.cache.levels.redis import ledger as redis_ledger
 from tests.cache.helpers import SOURCE, here, key, script, stored, wait_until
 
-MARK, OTHER = b"document", b"neighbor"
+TENANT, MARK, OTHER = b"a-tenant", b"document", b"neighbor"
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ class Copies:
 
 def stands(level, position, *marks: bytes, created: float | None = None) -> bool:
     created = time.time() if created is None else created
-    return level.ledger.stands(position, created, b"".join(marks))
+    return level.ledger.stands(position, created, b"".join((TENANT, *marks)))
 
 
 # ---- strikes -------------------------------------------------------------------------------------
@@ -65,7 +67,7 @@ def test_a_strike_is_heard_by_others(server, open_level):
     here_, there = open_level(server), open_level(server)
     before = there.ledger.position()
     assert stands(there, before, MARK, OTHER)
-    here_.ledger.strike([MARK])
+    here_.ledger.strike(TENANT, [MARK])
     assert not stands(here_, before, MARK)
     wait_until(lambda: not stands(there, before, MARK))
     assert not stands(there, before, OTHER, MARK)
@@ -78,7 +80,7 @@ async def test_an_async_strike_is_heard_by_others(server, open_level):
     """`astrike` is a strike."""
     here_, there = open_level(server), open_level(server)
     before = there.ledger.position()
-    await here_.ledger.astrike([MARK])
+    await here_.ledger.astrike(TENANT, [MARK])
     assert not stands(here_, before, MARK)
     wait_until(lambda: not stands(there, before, MARK))
     await here_.aclose()
@@ -93,24 +95,25 @@ def test_a_strike_of_another_process_is_heard(server, open_level):
         import sys, time
         from ragaccel.cache import RedisLevel
         level = RedisLevel(sys.argv[1], timeout=10.0)
-        level.ledger.strike([b"document"])
+        level.ledger.strike(b"a-tenant", [b"document"])
         level.ledger.prepare()
         before = (int(sys.argv[2]), int(sys.argv[3]))
-        print(*(level.ledger.stands(before, time.time(), mark) for mark in (b"document", b"x" * 8)))
+        for mark in (b"document", b"x" * 8):
+            print(level.ledger.stands(before, time.time(), b"a-tenant" + mark))
         """,
         server.url,
         *before,
     )
-    assert printed == "False True\n"
+    assert printed == "False\nTrue\n"
     wait_until(lambda: not stands(level, before, MARK))
 
 
 def test_everything_can_be_struck(server, open_level):
     """The mark of everything takes entries with any marks, and with none."""
     here_, there = open_level(server), open_level(server)
-    here_.ledger.strike([OTHER])
+    here_.ledger.strike(TENANT, [OTHER])
     before = here_.ledger.position()
-    here_.ledger.strike([EVERYTHING])
+    here_.ledger.strike(EVERYTHING, [EVERYTHING])
     assert not stands(here_, before)
     wait_until(lambda: not stands(there, before, MARK))
     late = open_level(server)
@@ -119,20 +122,88 @@ def test_everything_can_be_struck(server, open_level):
     assert late.describe()["marks"] == 0
 
 
-def test_a_ledger_forgets_the_oldest_half_and_what_is_older(server, open_level):
-    """Past its capacity the ledger stays bounded, and errs on the side of striking too much."""
+def numbered(count: int, sort: int = 0) -> list[bytes]:
+    """Return different marks."""
+    return [b"%04d%04d" % (sort, number) for number in range(count)]
+
+
+@pytest.fixture
+def small(monkeypatch) -> int:
+    """Make every ledger remember few marks only; return how many."""
+    for module in (ledger, redis_ledger):
+        monkeypatch.setattr(module, "CAPACITY", 100)
+    return 100
+
+
+def test_a_noisy_tenant_costs_the_others_nothing(server, open_level, small):
+    """Past the capacity the oldest marks of whoever has most become one, here and on the server."""
+    level, there = open_level(server), open_level(server)
+    level.ledger.strike(OTHER, [OTHER[::-1]])
+    before = level.ledger.position()
+    for mark in numbered(3 * small):
+        level.ledger.strike(TENANT, [mark])
+    after = level.ledger.position()
+    wait_until(lambda: there.ledger.position() == after)
+    for one in (level, there, open_level(server)):
+        assert not stands(one, before, MARK)
+        assert stands(one, after._replace(seq=after.seq - 10), MARK)
+        assert one.ledger.stands(before, time.time(), OTHER + MARK)
+        assert not one.ledger.stands(before._replace(seq=0), time.time(), OTHER + OTHER[::-1])
+        assert len(one.ledger._known) <= small
+    assert small // 2 < level.describe()["marks"] <= small
+
+
+def test_of_many_tenants_the_noisiest_pay(server, open_level, small):
+    """Whoever has few marks loses none, although no tenant has most of them."""
+    level, tenants = open_level(server), [b"tenant %d" % number for number in range(4)]
+    before = level.ledger.position()
+    for tenant, count in zip(tenants, (10, 16, 40, 40), strict=True):
+        level.ledger.strike(tenant, numbered(count))
+    late = open_level(server)
+    stand = [late.ledger.stands(before, time.time(), tenant + MARK) for tenant in tenants]
+    assert stand == [True, True, False, False]
+    for tenant in tenants:
+        assert not late.ledger.stands(before, time.time(), tenant + numbered(1)[0])
+
+
+def test_with_very_many_tenants_the_floor_rises(server, open_level, small):
+    """Where nobody has marks to put together, what is old falls, and nothing grows."""
     level = open_level(server)
     before = level.ledger.position()
-    half = CAPACITY // 2 + 1
-    for number in range(2):
-        marks = [(number * half + at).to_bytes(8, "big") for at in range(half)]
-        level.ledger.strike(marks)
-        level.ledger.strike([b"strike %d" % number])
-    assert level.describe()["marks"] <= CAPACITY
+    for tenant in numbered(2 * small):
+        level.ledger.strike(tenant, [MARK])
     late = open_level(server)
     assert not stands(late, before, OTHER)
     assert stands(late, late.ledger.position(), OTHER)
-    wait_until(lambda: not stands(level, before, OTHER))
+    assert level.describe()["marks"] <= small
+    assert len(level.ledger._known) <= small
+
+
+def test_what_cannot_be_told_does_not_grow_without_bound(own_server, open_level, small):
+    """Of a noisy tenant all is struck once the server is back, and of the others what they said."""
+    level, other = (open_level(own_server) for _ in range(2))
+    before = other.ledger.position()
+    with own_server.client() as client:
+        client.config_set("maxmemory", "1")
+        for marks in ([MARK], numbered(2 * small)):
+            with pytest.raises(redis.ResponseError):
+                level.ledger.strike(OTHER if marks == [MARK] else TENANT, marks)
+        assert len(level.ledger._untold) == 2
+        client.config_set("maxmemory", "0")
+    wait_until(lambda: not stands(other, before, MARK))
+    assert not other.ledger.stands(before, time.time(), OTHER + MARK)
+    assert other.ledger.stands(before, time.time(), OTHER + OTHER)
+    many = numbered(2 * small)
+    assert redis_ledger._fewer(tenant + MARK for tenant in many) == {EVERYTHING * 2: None}
+
+
+def test_a_tenant_that_deletes_much_costs_the_others_nothing(server, small):
+    """A noisy neighbour empties its own part only."""
+    with MultiLevelCache([RedisLevel(server.url, timeout=10.0)], namespace="quiet") as quiet:
+        noisy = MultiLevelCache(quiet.levels, namespace="noisy")
+        quiet.set("a", 1)
+        noisy.delete(*range(2 * small))
+        assert quiet.get("a") == 1
 
 
 @pytest.mark.parametrize("lost", ["flushed", "id evicted", "marks evicted"])
@@ -140,7 +211,7 @@ def test_of_a_lost_ledger_nothing_stands(server, open_level, lost):
     """A flush, or an eviction of any part of it, begins another ledger."""
     level, copies = open_level(server), Copies()
     level.follow(copies)
-    level.ledger.strike([OTHER])
+    level.ledger.strike(TENANT, [OTHER])
     before = level.ledger.position()
     with server.client() as client:
         if lost == "flushed":
@@ -159,7 +230,7 @@ def test_clear_keeps_the_ledger(server, open_level):
     level = open_level(server)
     level.put_many([stored("a")])
     before = level.ledger.position()
-    level.ledger.strike([MARK])
+    level.ledger.strike(TENANT, [MARK])
     level.clear()
     assert here(level, "a") == []
     assert level.ledger.position().seq == before.seq + 1
@@ -177,7 +248,7 @@ def test_before_any_contact_a_process_goes_by_its_own_strikes(own_server, open_l
     before = level.ledger.position()
     assert stands(level, before, MARK, created=clock.time())
     with pytest.raises(Unavailable):
-        level.ledger.strike([MARK])
+        level.ledger.strike(TENANT, [MARK])
     assert not stands(level, before, MARK, created=clock.time())
     after = level.ledger.position()
     assert stands(level, after, MARK, created=clock.time())
@@ -191,7 +262,7 @@ def test_after_contact_was_lost_entries_stand_for_a_while(own_server, open_level
     """What is known goes on to count, for the time of grace; copies are dropped at once."""
     level, copies = open_level(own_server, grace=30.0), Copies()
     level.follow(copies)
-    level.ledger.strike([OTHER])
+    level.ledger.strike(TENANT, [OTHER])
     position = level.ledger.position()
     own_server.kill()
     wait_until(lambda: not level.ledger.contact)
@@ -211,7 +282,7 @@ def test_a_strike_that_could_not_be_told_is_told_later(own_server, open_level):
     os.kill(own_server.pid, signal.SIGSTOP)
     hasty = open_level(own_server, contact=False, timeout=0.3)
     with pytest.raises(Unavailable):
-        hasty.ledger.strike([MARK])
+        hasty.ledger.strike(TENANT, [MARK])
     os.kill(own_server.pid, signal.SIGCONT)
     hasty.ledger.prepare()
     wait_until(lambda: not stands(other, before, MARK))
@@ -250,7 +321,7 @@ def test_a_strike_that_the_server_refuses_is_told_later(own_server, open_level):
     with own_server.client() as client:
         client.config_set("maxmemory", "1")
         with pytest.raises(Exception, match="maxmemory"):
-            level.ledger.strike([MARK])
+            level.ledger.strike(TENANT, [MARK])
         assert not stands(level, before, MARK)
         assert stands(level, before, OTHER)
         assert stands(level, level.ledger.position(), MARK)
@@ -284,7 +355,7 @@ def test_a_prefix_does_not_hear_another(server, open_level):
     mine, other, copies = open_level(server), open_level(server, prefix="other:"), Copies()
     mine.follow(copies)
     before = mine.ledger.position()
-    other.ledger.strike([EVERYTHING])
+    other.ledger.strike(EVERYTHING, [EVERYTHING])
     other.put_many([stored("a")])
     open_level(server).put_many([stored("b")])
     wait_until(lambda: key("b") in copies.forgotten)
@@ -320,13 +391,13 @@ def test_a_fork_listens_anew(server):
         before = level.ledger.position()
         child = os.fork()
         level.ledger.prepare()
-        contact = level.ledger.contact
+        contact, marks = level.ledger.contact, b"a-tenantdocument"
         if not child:
-            RedisLevel(sys.argv[1], timeout=10.0).ledger.strike([b"document"])
+            RedisLevel(sys.argv[1], timeout=10.0).ledger.strike(b"a-tenant", [b"document"])
         end = time.monotonic() + 30
-        while level.ledger.stands(before, time.time(), b"document") and time.monotonic() < end:
+        while level.ledger.stands(before, time.time(), marks) and time.monotonic() < end:
             time.sleep(0.01)
-        heard = contact and not level.ledger.stands(before, time.time(), b"document")
+        heard = contact and not level.ledger.stands(before, time.time(), marks)
         if not child:
             os._exit(0 if heard else 1)
         print(heard, os.waitpid(child, 0)[1])
@@ -433,7 +504,7 @@ def test_what_a_level_tells_of_its_server(server, open_level):
     """`describe` is for people: no secrets, and numbers that fit."""
     level = open_level(server)
     level.put_many([stored("a"), stored("b")])
-    level.ledger.strike([MARK, OTHER])
+    level.ledger.strike(TENANT, [MARK, OTHER])
     told = types.SimpleNamespace(**level.describe())
     assert (told.mode, told.nodes) == ("standalone", [f"127.0.0.1:{server.port}"])
     assert (told.strikes, told.marks, told.keys) == (1, 2, 6)

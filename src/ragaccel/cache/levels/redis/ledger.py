@@ -15,9 +15,17 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from ragaccel.cache.ledger import CAPACITY, EVERYTHING, Position, Strikes
+from ragaccel.cache.ledger import (
+    CAPACITY,
+    EVERYTHING,
+    FEW,
+    MARK_BYTES,
+    Position,
+    Strike,
+    Strikes,
+)
 from ragaccel.cache.levels.breaker import Unavailable
-from ragaccel.cache.levels.redis.server import script
+from ragaccel.cache.levels.redis.scripts import READ, STRIKE
 from ragaccel.cache.levels.redis.tracking import Tracker
 from ragaccel.io import run
 from ragaccel.resources import Forkable
@@ -30,53 +38,7 @@ if TYPE_CHECKING:
     from ragaccel.cache.levels.redis.wires import Wire
 
 
-# The four keys are made together and have no end; where one is missing (a flush, an eviction), the
-# ledger is lost and a new one begins, to which nothing older belongs. The keeper, a member of no
-# length, keeps the set of marks in being while it has none.
-_OPEN = """
-if redis.call('EXISTS', unpack(KEYS)) < 4 then
-  redis.call('DEL', KEYS[4])
-  redis.call('SET', KEYS[1], ARGV[1])
-  redis.call('SET', KEYS[2], '0')
-  redis.call('SET', KEYS[3], '0')
-  redis.call('ZADD', KEYS[4], 0, '')
-end
-local id = redis.call('GET', KEYS[1])
-"""
-_STRIKE = script(
-    _OPEN
-    + """
-local seq = redis.call('INCR', KEYS[2])
-for at = 4, #ARGV do
-  if ARGV[at] == ARGV[3] then
-    redis.call('SET', KEYS[3], seq)
-    redis.call('ZREMRANGEBYSCORE', KEYS[4], '(0', '+inf')
-  else
-    redis.call('ZADD', KEYS[4], seq, ARGV[at])
-  end
-end
-local count = redis.call('ZCARD', KEYS[4])
-if count > tonumber(ARGV[2]) then
-  local middle = math.floor(count / 2)
-  local floor = redis.call('ZRANGE', KEYS[4], middle, middle, 'WITHSCORES')[2]
-  redis.call('ZREMRANGEBYSCORE', KEYS[4], '(0', floor)
-  if tonumber(floor) > tonumber(redis.call('GET', KEYS[3])) then
-    redis.call('SET', KEYS[3], floor)
-  end
-end
-return {id, seq}
-"""
-)
-_READ = script(
-    _OPEN
-    + """
-local since = '(0'
-if id == ARGV[3] then since = '(' .. ARGV[2] end
-local marks = redis.call('ZRANGEBYSCORE', KEYS[4], since, '+inf', 'WITHSCORES')
-return {id, redis.call('GET', KEYS[2]), redis.call('GET', KEYS[3]), marks}
-"""
-)
-
+_ALL = EVERYTHING * 2
 
 # Seconds by which the tracker's own time-out may be late: so it settles within the wait for it.
 _MARGIN = 0.04
@@ -138,31 +100,33 @@ class RedisLedger(Forkable):
             return False
         return self._contact or time.time() - max(self._lost_at, created) < self._grace
 
-    def strike(self, marks: Sequence[bytes]) -> None:
-        """Let no entry with one of the marks stand from now on; see `Ledger`.
+    def strike(self, namespace: bytes, marks: Sequence[bytes]) -> None:
+        """Let no entry of a namespace with one of the marks stand from now on; see `Ledger`.
 
         What could not be told to the server is told as soon as it can be reached again.
         """
+        members = [namespace + mark for mark in marks]
         try:
             with self._server.calling():
-                told = run(self._tell(self._server.wire, marks))
+                told = run(self._tell(self._server.wire, members))
         except BaseException:
-            self._keep(marks)
+            self._keep(members)
             raise
-        self._note(told, marks)
+        self._note(told, members)
 
-    async def astrike(self, marks: Sequence[bytes]) -> None:
+    async def astrike(self, namespace: bytes, marks: Sequence[bytes]) -> None:
         """Do what `strike` does, without blocking the event loop."""
         if self._server.blocking:
-            await asyncio.to_thread(self.strike, marks)
+            await asyncio.to_thread(self.strike, namespace, marks)
             return
+        members = [namespace + mark for mark in marks]
         try:
             with self._server.calling():
-                told = await self._tell(self._server.awire(), marks)
+                told = await self._tell(self._server.awire(), members)
         except BaseException:
-            self._keep(marks)
+            self._keep(members)
             raise
-        self._note(told, marks)
+        self._note(told, members)
 
     def prepare(self) -> None:
         """Get into contact with the server, once; waits for about the level's `timeout` at most."""
@@ -248,10 +212,10 @@ class RedisLedger(Forkable):
 
     # ---- the server ------------------------------------------------------------------------------
 
-    async def _tell(self, wire: Wire, marks: Iterable[bytes]) -> tuple[int, int]:
+    async def _tell(self, wire: Wire, members: Iterable[bytes]) -> tuple[int, int]:
         """Write a strike down; return the ledger's id and the strike's number."""
-        arguments = [secrets.randbits(52), CAPACITY, EVERYTHING, *marks]
-        ledger, seq = await self._server.run(wire, _STRIKE, self._keys, arguments)
+        arguments = [secrets.randbits(52), CAPACITY, FEW, _ALL, *members]
+        ledger, seq = await self._server.run(wire, STRIKE, self._keys, arguments)
         return int(ledger), int(seq)
 
     def _refresh(self) -> None:
@@ -264,18 +228,19 @@ class RedisLedger(Forkable):
             known = self._known if self._current is self._known else None
             since, name = (self._read_to, known.ledger) if known else (0, -1)
         arguments = [secrets.randbits(52), since, name]
-        read = run(server.run(server.wire, _READ, self._keys, arguments))
+        read = run(server.run(server.wire, READ, self._keys, arguments))
         ledger, seq, floor = (int(number) for number in read[:3])
-        marks = [(mark, int(float(at))) for mark, at in zip(*[iter(read[3])] * 2, strict=True)]
+        struck = [
+            _strike(member, int(float(at))) for member, at in zip(*[iter(read[3])] * 2, strict=True)
+        ]
         with self._lock:
             if known is None or ledger != name:
                 known = Strikes(ledger)
-            known.add(marks)
+            known.add(struck)
             known.seq = max(known.seq, seq)
             if floor > known.floor:
                 known.forget(floor)
-            if self._untold:
-                known.strike(self._untold)
+            _add(known, self._untold, seq + 1)
             self._known, self._read_to = known, seq
             self._settle()
 
@@ -301,13 +266,13 @@ class RedisLedger(Forkable):
         self._position = self._current.position
         self._exact = self._contact and self._current is self._known
 
-    def _note(self, told: tuple[int, int], marks: Sequence[bytes]) -> None:
+    def _note(self, told: tuple[int, int], members: Sequence[bytes]) -> None:
         """Take note of a strike that the server has numbered."""
         ledger, seq = told
         with self._lock:
-            self._own.strike(marks)
+            _add(self._own, members, self._own.seq + 1)
             if self._known is not None and self._known.ledger == ledger:
-                self._known.add((mark, seq) for mark in marks)
+                _add(self._known, members, seq)
             else:
                 # Another ledger than the one known: its older entries may have been struck, too.
                 known = Strikes(ledger, seq, floor=seq)
@@ -316,14 +281,41 @@ class RedisLedger(Forkable):
                 self._known, self._read_to = known, seq
             self._position = self._current.position
 
-    def _keep(self, marks: Sequence[bytes]) -> None:
+    def _keep(self, members: Sequence[bytes]) -> None:
         """Strike here what could not be told, and remember to tell it."""
         with self._lock:
-            self._own.strike(marks)
+            _add(self._own, members, self._own.seq + 1)
             if self._known is not None:
-                self._known.strike(marks)
+                _add(self._known, members, self._known.seq + 1)
             self._current, self._exact = self._own, False
             self._position = self._own.position
-            self._untold.update(dict.fromkeys(marks))
+            self._untold.update(dict.fromkeys(members))
             if len(self._untold) > CAPACITY:
-                self._untold = {EVERYTHING: None}
+                self._untold = _fewer(self._untold)
+
+
+def _strike(member: bytes, seq: int) -> Strike:
+    """Read a member of the server's set of marks."""
+    return Strike(member[:MARK_BYTES], member[MARK_BYTES:], seq)
+
+
+def _add(strikes: Strikes, members: Iterable[bytes], seq: int) -> None:
+    """Write down a strike of members, within bounds."""
+    strikes.add(_strike(member, seq) for member in members)
+    strikes.fold()
+
+
+def _fewer(members: Iterable[bytes]) -> dict[bytes, None]:
+    """Strike all of the namespaces with the most marks, until there is room for others again."""
+    by_namespace: dict[bytes, list[bytes]] = {}
+    for member in members:
+        by_namespace.setdefault(member[:MARK_BYTES], []).append(member)
+    left = sum(map(len, by_namespace.values()))
+    for namespace, of_it in sorted(by_namespace.items(), key=lambda item: -len(item[1])):
+        if left <= CAPACITY // 2:
+            break
+        if len(of_it) < FEW:
+            return {_ALL: None}
+        left -= len(of_it) - 1
+        by_namespace[namespace] = [namespace * 2]
+    return dict.fromkeys(member for of_it in by_namespace.values() for member in of_it)
