@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -434,6 +435,29 @@ async def test_an_async_lease_is_had_by_one(server, open_level):
     await one.aclose()
     await two.aclose()
     assert one.leases.acquire(key("a"))
+
+
+async def test_a_lease_whose_caller_was_cancelled_is_nobodys(own_server, open_level):
+    """A thread that gets the lease for a caller who is gone gives it back."""
+    with own_server.client() as client:
+        one = RedisLevel(client, timeout=30.0).leases
+        two = open_level(own_server, contact=False).leases
+        for before in (True, False):
+            os.kill(own_server.pid, signal.SIGSTOP)
+            acquiring = asyncio.create_task(one.aacquire(key("a")))
+            await asyncio.sleep(0.2)
+            if before:
+                acquiring.cancel()
+                await asyncio.wait([acquiring])
+            os.kill(own_server.pid, signal.SIGCONT)
+            if not before:
+                wait_until(lambda: one._held)  # the loop has not heard of it yet
+                acquiring.cancel()
+                await asyncio.wait([acquiring])
+            assert acquiring.cancelled()
+            await asyncio.to_thread(wait_until, lambda: two.acquire(key("a")))
+            assert not one._held
+            two.release(key("a"))
 
 
 def test_a_lease_lasts_as_long_as_its_holder_works(server, open_level):

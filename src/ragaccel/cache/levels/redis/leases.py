@@ -62,10 +62,28 @@ class RedisLeases(Forkable):
     async def aacquire(self, key: bytes) -> bool:
         """Do what `acquire` does, without blocking the event loop."""
         if self._server.blocking:
-            return await asyncio.to_thread(self.acquire, key)
+            return await self._acquire_in_thread(key)
         with self._server.calling():
             had = await self._server.call(self._server.awire(), *self._claim(key))
             return self._note(key, had)
+
+    async def _acquire_in_thread(self, key: bytes) -> bool:
+        """Acquire in a thread: it goes on if the caller is cancelled, who then has no lease."""
+        had, ended = False, threading.Lock()  # whoever finds it locked came last, and gives back
+
+        def acquire() -> bool:
+            nonlocal had
+            had = self.acquire(key)
+            if not ended.acquire(blocking=False) and had:
+                self.release(key)
+            return had
+
+        try:
+            return await asyncio.to_thread(acquire)
+        except asyncio.CancelledError:
+            if not ended.acquire(blocking=False) and had:
+                asyncio.get_running_loop().run_in_executor(None, self.release, key)
+            raise
 
     async def arelease(self, key: bytes) -> None:
         """Do what `release` does, without blocking the event loop."""
