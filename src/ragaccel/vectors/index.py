@@ -66,6 +66,11 @@ class Index:
         return 1.0 if self._segment is None else self._segment.recall
 
     @property
+    def live(self) -> NDArray[np.bool_]:
+        """By slot, whether its row lives; slots that are not told of do not."""
+        return self._live
+
+    @property
     def bytes_used(self) -> int:
         """Bytes in memory: codes, recent rows, tombstones, and a slab that is in memory."""
         codes = 0 if self._segment is None else self._segment.bytes_used
