@@ -29,10 +29,18 @@ class Breaker(Forkable):
         store: How log lines name it; no secrets.
         trips: Which exceptions mean that the store itself cannot be reached.
         retry_after: Seconds without a call after a fault.
+        refusals: Which exceptions mean that the store can be reached, but does not do as asked.
     """
 
-    def __init__(self, store: str, trips: tuple[type[Exception], ...], retry_after: float) -> None:
+    def __init__(
+        self,
+        store: str,
+        trips: tuple[type[Exception], ...],
+        retry_after: float,
+        refusals: tuple[type[Exception], ...] = (),
+    ) -> None:
         self._store, self._trips, self._retry_after = store, trips, retry_after
+        self._refusals = refusals
         self._lock = threading.Lock()
         self._opened: float | None = None
         self._probing = False
@@ -52,35 +60,20 @@ class Breaker(Forkable):
         Raises:
             Unavailable: The store is not to be asked now, or the call found that out.
         """
-        probe = self._enter()
+        probe = self.enter()
         try:
             yield
-        except self._trips as error:
-            self.trip(error)
-            raise Unavailable(f"{self._store}: {type(error).__name__}") from error
-        except BaseException:
-            if probe:
-                self._probing = False  # neither here nor there: the next call looks again
+        except BaseException as error:
+            self.leave(error, probe=probe)
             raise
-        if probe:
-            self._close()
+        self.leave(None, probe=probe)
 
-    def trip(self, error: Exception) -> None:
-        """Open, for a fault that was seen outside of a call."""
-        with self._lock:
-            was, self._opened = self._opened, time.monotonic()
-            self._probing = False
-        if was is None:
-            _log.warning(
-                "%s cannot be reached (%s); the cache goes on without it and looks again every "
-                "%g s",
-                self._store,
-                type(error).__name__,
-                self._retry_after,
-            )
+    def enter(self) -> bool:
+        """Begin a call; tell whether it is the one that looks whether the fault is over.
 
-    def _enter(self) -> bool:
-        """Tell whether this call is the one that looks whether the fault is over."""
+        Raises:
+            Unavailable: The store is not to be asked now.
+        """
         opened = self._opened
         if opened is None:
             return False
@@ -90,10 +83,41 @@ class Breaker(Forkable):
             self._probing = True
             return True
 
+    def leave(self, error: BaseException | None, *, probe: bool) -> None:
+        """End a call.
+
+        Args:
+            error: What it raised.
+            probe: What `enter` returned.
+
+        Raises:
+            Unavailable: The error means that the store cannot be reached.
+        """
+        if isinstance(error, self._trips):
+            self.trip(error)
+        elif probe and (error is None or isinstance(error, self._refusals)):
+            self._close()
+        if probe:
+            self._probing = False
+        if isinstance(error, self._trips):
+            raise Unavailable(f"{self._store}: {type(error).__name__}") from error
+
+    def trip(self, error: Exception) -> None:
+        """Open, for a fault that was seen outside of a call."""
+        with self._lock:
+            was, self._opened = self._opened, time.monotonic()
+        if was is None:
+            _log.warning(
+                "%s cannot be reached (%s); the cache goes on without it and looks again every "
+                "%g s",
+                self._store,
+                type(error).__name__,
+                self._retry_after,
+            )
+
     def _close(self) -> None:
         with self._lock:
             was, self._opened = self._opened, None
-            self._probing = False
         if was is not None:
             _log.warning("%s can be reached again", self._store)
 
