@@ -16,7 +16,7 @@ import redis
 
 from ragaccel.cache import RedisLevel
 from ragaccel.cache.levels.redis import Unavailable
-from tests.cache.helpers import here, key, logged, stored, wait_until
+from tests.cache.helpers import here, key, logged, stored, together, wait_until
 
 
 class Proxy:
@@ -186,15 +186,112 @@ def test_a_full_server_still_reads_and_the_breaker_stays_closed(own_server):
     level.close()
 
 
-def test_a_slow_server_is_left_alone(proxy):
-    """An answer that drips in serves its caller and opens the breaker for the next ones."""
-    level = RedisLevel(proxy.url, timeout=0.5, retry_after=3_600)
+def test_a_write_that_a_full_server_refuses_shows_that_it_is_there(own_server, caplog):
+    """The breaker closes when the call that looks again is answered, whatever the answer."""
+    level = RedisLevel(own_server.url, timeout=10.0, retry_after=0.0)
     level.put_many([stored("a")])
+    with own_server.client() as client:
+        client.config_set("maxmemory", "1")
+    level._server.breaker.trip(OSError())
+    with pytest.raises(redis.ResponseError):
+        level.put_many([stored("b")])
+    assert level._server.breaker.state == "closed"
+    assert logged(caplog, "can be reached again")
+    level.close()
+
+
+def test_one_call_at_a_time_looks_whether_a_server_is_back(own_server):
+    """However many callers come when the pause is over, one of them asks and waits."""
+    proxy = Proxy(own_server.port)
+    level = RedisLevel(proxy.url, timeout=0.5, retry_after=0.2)
+    level.put_many([stored("a")])
+
+    def call(_: int) -> type[BaseException] | None:
+        try:
+            level.get_many([key("a")])
+        except Unavailable as error:
+            return type(error.__cause__)
+        return None
+
+    with frozen(own_server):
+        call(0)
+        time.sleep(0.3)
+        knocks = proxy.knocks
+        waited = [cause for cause in together(16, call) if cause is not type(None)]
+        assert (proxy.knocks - knocks, len(waited)) == (1, 1)
+        time.sleep(0.3)
+        assert level._server.breaker.enter()
+        level._server.breaker.trip(OSError())  # as the listener does meanwhile
+        time.sleep(0.3)
+        with pytest.raises(Unavailable):
+            level.get_many([key("a")])
+        assert proxy.knocks - knocks == 1
+        level._server.breaker.leave(KeyboardInterrupt(), probe=True)
+    assert here(level, "a") == ["a"]
+    level.close()
+    proxy.close()
+
+
+def test_a_server_that_drips_is_not_waited_for(proxy):
+    """The time-out is that of the whole answer, not of each piece."""
+    level = RedisLevel(proxy.url, timeout=0.5, retry_after=3_600)
+    level.put_many([stored("a", b"blob" * 10)])
     assert here(level, "a") == ["a"]
     proxy.delay = 0.2  # four pieces: each in time, all together not
-    assert here(level, "a") == ["a"]
+    started = time.monotonic()
     with pytest.raises(Unavailable):
         level.get_many([key("a")])
+    assert 0.4 < time.monotonic() - started < 0.75
+    assert level._server.breaker.state == "open"
+    level.close()
+
+
+async def test_a_server_that_drips_is_not_waited_for_by_async_callers(proxy):
+    """The same on an event loop."""
+    level = RedisLevel(proxy.url, timeout=0.5, retry_after=3_600)
+    await level.aput_many([stored("a", b"blob" * 10)])
+    proxy.delay = 0.2
+    started = time.monotonic()
+    with pytest.raises(Unavailable):
+        await level.aget_many([key("a")])
+    assert 0.4 < time.monotonic() - started < 0.75
+    await level.aclose()
+
+
+def test_a_client_of_the_callers_is_as_patient_as_it_wants(proxy):
+    """A late answer serves its caller, and the next ones do without the server."""
+    with redis.Redis(port=proxy.port) as client:
+        level = RedisLevel(client, timeout=0.5, retry_after=3_600)
+        level.put_many([stored("a")])
+        proxy.delay = 0.2
+        assert here(level, "a") == ["a"]
+        with pytest.raises(Unavailable):
+            level.get_many([key("a")])
+        level.close()
+
+
+def test_connections_that_the_server_closed_are_replaced(own_server, caplog):
+    """A server that was restarted, or closes what was quiet for long, is no fault."""
+    level = RedisLevel(own_server.url, timeout=10.0, retry_after=3_600)
+    together(4, lambda n: level.put_many([stored(n)]))
+    with own_server.client() as client:
+        assert client.execute_command("CLIENT", "KILL", "SKIPME", "yes") >= 1
+    assert here(level, *range(4)) == list(range(4))
+    own_server.kill()
+    own_server.start()
+    assert here(level, 0) == []
+    assert logged(caplog) == []
+    level.close()
+
+
+def test_a_long_answer_arrives_whole(server):
+    """Answers of many pieces are put together, and the connection serves on."""
+    level = RedisLevel(server.url, timeout=10.0)
+    blobs = {key(n): os.urandom(n * 1_000_000) for n in range(1, 4)}
+    level.put_many([stored(n, blobs[key(n)]) for n in range(1, 4)])
+    for _ in range(3):
+        assert level.get_many(list(blobs)) == blobs
+        assert here(level, 1, "no") == [1]
     level.close()
 
 

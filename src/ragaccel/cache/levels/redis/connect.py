@@ -69,13 +69,14 @@ def target(server: Any, timeout: float) -> Target:
         timeout: Seconds to wait for a connection or an answer.
 
     Raises:
-        MissingExtraError: redis-py is not installed.
+        MissingExtraError: redis-py or hiredis is not installed.
         ConfigurationError: It is neither, or cannot be used.
     """
     try:
+        import hiredis  # noqa: F401 - links need it
         import redis
     except ImportError as error:
-        raise MissingExtraError("redis", "redis") from error
+        raise MissingExtraError("redis", error.name or "redis") from error
     if isinstance(server, redis.RedisCluster):
         return _of_cluster(server, timeout)
     if isinstance(server, redis.Redis):
@@ -216,13 +217,15 @@ def connection(found: Target, node: Node, **more: Any) -> Any:
 
 
 def client(found: Target, node: Node) -> Any:
-    """Return a sync client of one node."""
-    import redis
-
-    if found.given is not None:
-        return _given(found.given, node)
-    pool = redis.ConnectionPool(**found.at(node))
-    return redis.Redis(connection_pool=pool)
+    """Return the caller's own client of one node."""
+    given = found.given
+    if not hasattr(given, "nodes_manager"):
+        return given
+    known = given.get_node(*node)
+    if known is not None:
+        return given.get_redis_connection(known)
+    manager = given.nodes_manager
+    return manager.create_redis_node(*node, **manager.connection_kwargs)
 
 
 def aclient(found: Target, node: Node) -> Any:
@@ -240,14 +243,3 @@ def aclient(found: Target, node: Node) -> Any:
     kind = getattr(options.pop("connection_class", None), "__name__", "")
     pool = ConnectionPool(connection_class=kinds.get(kind, Connection), **options)
     return Redis(connection_pool=pool)
-
-
-def _given(client: Any, node: Node) -> Any:
-    """Return the caller's own client of a node."""
-    if not hasattr(client, "nodes_manager"):
-        return client
-    known = client.get_node(*node)
-    if known is not None:
-        return client.get_redis_connection(known)
-    manager = client.nodes_manager
-    return manager.create_redis_node(*node, **manager.connection_kwargs)

@@ -28,7 +28,7 @@ def describe(server: Server, ledger: RedisLedger) -> dict[str, Any]:
         for reply in (info, size):
             if isinstance(reply, Exception):
                 raise reply
-        told.append(info)
+        told.append(_facts(info))
         keys += size
     strikes, marks = run(server.send(server.wire, ledger.commands()))
     first: Mapping[str, Any] = told[0]
@@ -36,8 +36,8 @@ def describe(server: Server, ledger: RedisLedger) -> dict[str, Any]:
         "mode": server.target.mode,
         "nodes": [f"{host}:{port}" if port else host for host, port in answers],
         "version": str(first.get("valkey_version") or first.get("redis_version")),
-        "used_memory": sum(info["used_memory"] for info in told),
-        "maxmemory": sum(info["maxmemory"] for info in told),
+        "used_memory": sum(int(info["used_memory"]) for info in told),
+        "maxmemory": sum(int(info["maxmemory"]) for info in told),
         "policy": first["maxmemory_policy"],
         "keys": keys,
         "strikes": int(strikes or 0),
@@ -45,3 +45,12 @@ def describe(server: Server, ledger: RedisLedger) -> dict[str, Any]:
         "contact": ledger.contact,
         "breaker": server.breaker.state,
     }
+
+
+def _facts(info: Any) -> Mapping[str, Any]:
+    """Read what INFO replied, unless a client of the caller's has read it already."""
+    if not isinstance(info, bytes):
+        facts: Mapping[str, Any] = info
+        return facts
+    lines = [line.partition(":") for line in info.decode().splitlines()]
+    return {name: value for name, _, value in lines}

@@ -253,7 +253,7 @@ class RedisLevel:
 
     def _scan(self, node: Node, cursor: int, pattern: bytes) -> tuple[int, list[bytes]]:
         command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_BATCH)
-        (reply,) = run(self._server.wire.send({node: [command]}))[node]
+        (reply,) = run(self._server.wire.send(node, [command]))
         if isinstance(reply, Exception):
             raise reply
         following, names = reply

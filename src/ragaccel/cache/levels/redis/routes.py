@@ -45,9 +45,7 @@ class Routes:
         return self.primaries
 
     def node(self, command: Command) -> Node:
-        """Return the node that has the key of a command."""
-        if self._target.mode != "cluster":
-            return self.primaries[0]
+        """Return the node of a cluster that has the key of a command."""
         from redis.exceptions import ClusterDownError
 
         node = self._slots.get(_slot(command))
@@ -85,7 +83,7 @@ class Routes:
             ask: Command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._target.service)
         else:
             ask = ("CLUSTER", "SLOTS")
-        reply = (await wire.send({seed: [ask]}))[seed][0]
+        (reply,) = await wire.send(seed, [ask])
         if isinstance(reply, Exception):
             raise reply
         if self._target.mode == "sentinel":

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ragaccel.cache.levels.breaker import Breaker, Unavailable
 from ragaccel.cache.levels.redis.connect import target
 from ragaccel.cache.levels.redis.routes import Routes, redirected
-from ragaccel.cache.levels.redis.wires import AsyncWire, SyncWire
+from ragaccel.cache.levels.redis.wires import AsyncWire, ClientWire, SyncWire
 from ragaccel.resources import Forkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from ragaccel.cache.levels.redis.connect import Node
     from ragaccel.cache.levels.redis.wires import Command, Wire
@@ -44,6 +44,33 @@ class SlowAnswerError(TimeoutError):
     """A call was answered, but later than servers are waited for."""
 
 
+class Calling:
+    """A context in which a server is called; see `Server.calling`."""
+
+    __slots__ = ("_began", "_probe", "_server", "_worked")
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def __enter__(self) -> None:
+        self._probe = self._server.breaker.enter()
+        self._began, self._worked = time.monotonic(), time.thread_time()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        server, took = self._server, time.monotonic() - self._began
+        busy = time.thread_time() - self._worked if took > server.timeout / 2 else 0.0
+        if _late(error) and busy > server.timeout / 2:
+            # This thread was busy with something else: that is no fault of the server.
+            unseen = Unavailable("the answer was not looked at in time")
+            server.breaker.leave(unseen, probe=self._probe)
+            raise unseen from error
+        if error is None and took - busy > server.timeout:
+            with contextlib.suppress(Unavailable):
+                server.breaker.leave(SlowAnswerError(), probe=self._probe)
+        else:
+            server.breaker.leave(error, probe=self._probe)
+
+
 class Server(Forkable):
     """Sends commands where their keys are, behind one circuit breaker.
 
@@ -58,8 +85,9 @@ class Server(Forkable):
         self.timeout, self.retry_after = timeout, retry_after
         self.routes = Routes(self.target, timeout, retry_after)
         self.faults = _faults()
-        self.breaker = Breaker(self.target.name, self.faults, retry_after)
-        self.wire = SyncWire(self.target)
+        self.breaker = Breaker(self.target.name, self.faults, retry_after, _refusals())
+        given = self.target.given is not None
+        self.wire = ClientWire(self.target) if given else SyncWire(self.target)
         self._awires: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncWire] = (
             weakref.WeakKeyDictionary()
         )
@@ -80,29 +108,13 @@ class Server(Forkable):
                 wire = self._awires.setdefault(loop, AsyncWire(self.target))
         return wire
 
-    @contextlib.contextmanager
-    def calling(self) -> Iterator[None]:
+    def calling(self) -> Calling:
         """Watch a call; one that succeeds too late is a fault that only the next calls notice.
 
         Raises:
-            Unavailable: The server is not to be asked now.
+            Unavailable: The server is not to be asked now, or the call found that out.
         """
-        began, worked = time.monotonic(), time.thread_time()
-        try:
-            with self.breaker.call():
-                try:
-                    yield
-                except self.faults as error:
-                    if _late(error) and time.thread_time() - worked > self.timeout / 2:
-                        # This thread was busy with something else: that is no fault of the server.
-                        raise Unavailable("the answer was not looked at in time") from error
-                    raise
-                took = time.monotonic() - began
-                if took > self.timeout and took - (time.thread_time() - worked) > self.timeout:
-                    raise SlowAnswerError
-        except Unavailable as error:
-            if not isinstance(error.__cause__, SlowAnswerError):
-                raise
+        return Calling(self)
 
     async def send(self, wire: Wire, commands: Sequence[Command]) -> list[Any]:
         """Send each command to the node that has its key.
@@ -115,23 +127,33 @@ class Server(Forkable):
         """
         try:
             await self.routes.find(wire)
-            placed: dict[Node, list[int]] = {}
-            for number, command in enumerate(commands):
-                placed.setdefault(self.routes.node(command), []).append(number)
-            answered = await wire.send(
-                {node: [commands[at] for at in numbers] for node, numbers in placed.items()}
-            )
-            replies: list[Any] = [None] * len(commands)
-            for node, numbers in placed.items():
-                for at, reply in zip(numbers, answered[node], strict=True):
-                    replies[at] = reply
+            if self.target.mode == "cluster":
+                nodes = tuple(map(self.routes.node, commands))
+                replies = await self._scatter(wire, commands, nodes)
+            else:
+                nodes = self.routes.primaries[:1] * len(commands)
+                replies = await wire.send(nodes[0], commands)
             errors = [at for at, reply in enumerate(replies) if isinstance(reply, Exception)]
             if errors:
-                where = {at: node for node, numbers in placed.items() for at in numbers}
-                await self._mend(wire, commands, replies, {at: where[at] for at in errors})
+                await self._mend(wire, commands, replies, {at: nodes[at] for at in errors})
         except self.faults:
             self.routes.doubt()
             raise
+        return replies
+
+    @staticmethod
+    async def _scatter(wire: Wire, commands: Sequence[Command], nodes: Sequence[Node]) -> list[Any]:
+        """Send each command to its node, and return the replies in the order of the commands."""
+        placed: dict[Node, list[int]] = {}
+        for at, node in enumerate(nodes):
+            placed.setdefault(node, []).append(at)
+        answered = await wire.spread(
+            {node: [commands[at] for at in places] for node, places in placed.items()}
+        )
+        replies: list[Any] = [None] * len(commands)
+        for node, places in placed.items():
+            for at, reply in zip(places, answered[node], strict=True):
+                replies[at] = reply
         return replies
 
     async def call(self, wire: Wire, *command: Any) -> Any:
@@ -155,7 +177,7 @@ class Server(Forkable):
     async def everywhere(self, wire: Wire, *commands: Command) -> dict[Node, list[Any]]:
         """Send the same commands to every node that keeps data."""
         nodes = await self.routes.find(wire)
-        return await wire.send(dict.fromkeys(nodes, commands))
+        return await wire.spread(dict.fromkeys(nodes, commands))
 
     async def _mend(
         self,
@@ -186,7 +208,7 @@ class Server(Forkable):
                 self.routes.move(commands[at], there)
             again.setdefault(there, []).append(commands[at])
             places.setdefault(there, []).append(at)
-        for node, answers in (await wire.send(again)).items() if again else ():
+        for node, answers in (await wire.spread(again)).items():
             for place, answer in zip(places[node], answers, strict=True):
                 if place is not None:
                     replies[place] = answer
@@ -217,7 +239,16 @@ def _faults() -> tuple[type[Exception], ...]:
     return Unconnected, TooLate, ClusterDownError, OSError, asyncio.TimeoutError
 
 
-def _late(error: Exception) -> bool:
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return what means that the server answered, although not what was asked for."""
+    from redis.exceptions import ResponseError
+
+    return (ResponseError,)
+
+
+def _late(error: BaseException | None) -> bool:
+    if error is None:
+        return False
     from redis.exceptions import TimeoutError as TooLate
 
     return isinstance(error, (TooLate, TimeoutError, asyncio.TimeoutError))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ragaccel.cache.levels.redis.connect import aclient, client
+from ragaccel.cache.levels.redis.link import Link
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,33 +21,80 @@ Command = tuple[Any, ...]
 class Wire(Protocol):
     """Carries commands."""
 
-    async def send(self, batches: Mapping[Node, Sequence[Command]]) -> dict[Node, list[Any]]:
-        """Send each node its commands in one round trip.
+    async def send(self, node: Node, commands: Sequence[Command]) -> list[Any]:
+        """Send a node commands in one round trip.
 
         Returns:
-            The replies of every node, in order; an error that a server replied is one of them.
+            The replies in order; an error that the server replied is one of them.
 
         Raises:
-            Exception: A node cannot be reached.
+            Exception: The node cannot be reached.
         """
+
+    async def spread(self, batches: Mapping[Node, Sequence[Command]]) -> dict[Node, list[Any]]:
+        """Send several nodes their commands; see `send`."""
+        return {node: await self.send(node, commands) for node, commands in batches.items()}
 
 
 class SyncWire(Wire):
-    """Blocks. The sockets of a fork's parent are left alone by redis-py's pools."""
+    """Blocks, on connections of its own."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._idle: dict[Node, deque[Link]] = {}
+
+    async def send(self, node: Node, commands: Sequence[Command]) -> list[Any]:
+        """Send a node commands; see `Wire`."""
+        idle = self._idle.get(node)
+        if idle is None:
+            idle = self._idle.setdefault(node, deque())
+        link = self._take(idle) or Link(self._target, node)
+        try:
+            replies = link.exchange(commands)
+        except BaseException:
+            link.close()
+            raise
+        idle.append(link)
+        return replies
+
+    @staticmethod
+    def _take(idle: deque[Link]) -> Link | None:
+        """Return a connection that nobody uses and that the server has not closed."""
+        while True:
+            try:
+                link = idle.pop()
+            except IndexError:
+                return None
+            if not link.is_stale():
+                return link
+            link.close()
+
+    def after_fork(self) -> None:
+        """Leave alone what the parent's connections say."""
+        self._idle = {}
+
+    def close(self) -> None:
+        """Close the connections; the next command opens new ones."""
+        known, self._idle = self._idle, {}
+        for idle in known.values():
+            while idle:
+                idle.pop().close()
+
+
+class ClientWire(Wire):
+    """Blocks, on the connections of the caller's own client, which stay open."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._clients: dict[Node, Any] = {}
-        self._lock = threading.Lock()
 
-    async def send(self, batches: Mapping[Node, Sequence[Command]]) -> dict[Node, list[Any]]:
-        """Send one node after the other its commands."""
-        return {node: self._send(node, commands) for node, commands in batches.items()}
-
-    def _send(self, node: Node, commands: Sequence[Command]) -> list[Any]:
+    async def send(self, node: Node, commands: Sequence[Command]) -> list[Any]:
+        """Send a node commands; see `Wire`."""
         from redis import ResponseError
 
-        to = self._clients.get(node) or self._open(node)
+        to = self._clients.get(node)
+        if to is None:
+            to = self._clients[node] = client(self._target, node)
         if len(commands) == 1:
             try:
                 return [to.execute_command(*commands[0])]
@@ -55,22 +103,12 @@ class SyncWire(Wire):
         replies: list[Any] = _fill(to, commands).execute(raise_on_error=False)
         return replies
 
-    def _open(self, node: Node) -> Any:
-        with self._lock:
-            if node not in self._clients:
-                self._clients[node] = client(self._target, node)
-            return self._clients[node]
-
     def after_fork(self) -> None:
-        """Take a lock that no thread of the parent holds."""
-        self._lock = threading.Lock()
+        """Do nothing: redis-py's pools leave the parent's connections alone."""
 
     def close(self) -> None:
-        """Close the connections; the next command opens new ones."""
-        clients, self._clients = self._clients, {}
-        if self._target.given is None:
-            for one in clients.values():
-                one.connection_pool.disconnect()
+        """Forget the clients of single nodes."""
+        self._clients = {}
 
 
 class AsyncWire(Wire):
@@ -80,15 +118,13 @@ class AsyncWire(Wire):
         self._target = target
         self._clients: dict[Node, Any] = {}
 
-    async def send(self, batches: Mapping[Node, Sequence[Command]]) -> dict[Node, list[Any]]:
+    async def spread(self, batches: Mapping[Node, Sequence[Command]]) -> dict[Node, list[Any]]:
         """Send all nodes their commands at once."""
-        if len(batches) == 1:
-            ((node, commands),) = batches.items()
-            return {node: await self._send(node, commands)}
-        replies = await asyncio.gather(*(self._send(*batch) for batch in batches.items()))
+        replies = await asyncio.gather(*(self.send(*batch) for batch in batches.items()))
         return dict(zip(batches, replies, strict=True))
 
-    async def _send(self, node: Node, commands: Sequence[Command]) -> list[Any]:
+    async def send(self, node: Node, commands: Sequence[Command]) -> list[Any]:
+        """Send a node commands; see `Wire`."""
         from redis import ResponseError
 
         to = self._clients.get(node)
