@@ -7,7 +7,7 @@ import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ragaccel.errors import (
     CollectionError,
     CollectionNotFoundError,
     ConfigurationError,
+    CorruptCollectionError,
     InvalidRecordError,
     UnsupportedComponentError,
 )
@@ -28,7 +29,8 @@ from ragaccel.vectors.filters import Ids
 from ragaccel.vectors.locks import ReadWriteLock, WriterLock
 from ragaccel.vectors.metric import check_vectors
 from ragaccel.vectors.records import Changes, CollectionStats, Hit, Record
-from ragaccel.vectors.store import SLAB, Store, settings
+from ragaccel.vectors.slab import SLAB
+from ragaccel.vectors.store import Store, settings
 from ragaccel.vectors.watch import SearchTrace, watched
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 _DATABASE: Final = "collection.sqlite"
 _FOLLOW_TRIES: Final = 100
+_BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system
+T = TypeVar("T")
 
 _open_lock = threading.Lock()
 _open_collections: weakref.WeakSet[VectorCollection] = weakref.WeakSet()
@@ -97,6 +101,7 @@ class VectorCollection(Forkable):
         compression: Compression | CompressionSpec = "auto",
         recall: float = 0.99,
         read_only: bool = False,
+        durable: bool = False,
     ) -> Self:
         """Open a collection, or make one where there is none.
 
@@ -108,6 +113,9 @@ class VectorCollection(Forkable):
                 small, 1 bit per dimension from 4,096 rows on.
             recall: The recall@10 against exact search that rescoring is set to keep, 0 to 1.
             read_only: Follow a collection that another process writes.
+            durable: Let every call wait until the disk has what it wrote. What was acknowledged
+                survives a killed process either way, and after a power failure the collection
+                opens as it was after some call; with this, after the last one.
 
         Raises:
             ConfigurationError: An argument is out of range or contradicts the stored collection.
@@ -130,7 +138,8 @@ class VectorCollection(Forkable):
         writable = folder is None or lock is not None
         try:
             known = folder is not None and (folder / SLAB).exists()
-            db = Database(folder and folder / _DATABASE, read_only=not writable, known=known)
+            file = folder and folder / _DATABASE
+            db = Database(file, read_only=not writable, known=known, durable=durable)
             chosen = settings(db, dim, metric, asked, recall, writable=writable)
             return cls(folder, Store(folder, db, chosen, writable=writable), lock)
         except BaseException:
@@ -211,13 +220,18 @@ class VectorCollection(Forkable):
             store.save_segment()
 
     def compact(self) -> None:
-        """Encode the rows anew without deleted ones, with a codec trained on what is there now."""
+        """Encode the rows anew without deleted ones, with a codec trained on what is there now.
+
+        The room of deleted vectors goes back to the file system where it can take single pages of
+        a file, and changes before the newest 100,000 are forgotten.
+        """
         with self._lock.write():
             store = self._writable()
             store.checkpoint()
             if store.index is not None:
                 store.index.compact()
             store.save_segment()
+            store.give_back()
 
     def close(self) -> None:
         """Store the codes and let go of files and the right to write; twice is fine."""
@@ -297,7 +311,23 @@ class VectorCollection(Forkable):
         exact: bool,
         vectors: bool,
     ) -> tuple[list[Found], dict[int, Record], dict[int, NDArray[np.float32]]]:
-        """Return scores and slots per query, and the rows of all slots.
+        """Return scores and slots per query, and the rows of all slots."""
+        found, rows, raw = self._settled(
+            lambda: self._look(queries, k, where, exact=exact, vectors=vectors)
+        )
+        self._tell(queries, k, found)
+        return found, rows, raw
+
+    def _look(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        where: Filter | None,
+        *,
+        exact: bool,
+        vectors: bool,
+    ) -> tuple[list[Found], dict[int, Record], dict[int, NDArray[np.float32]]]:
+        """Do the work of `_find`.
 
         A follower looks again where the writer has gone on in between, if it can keep up.
         """
@@ -318,7 +348,6 @@ class VectorCollection(Forkable):
                     wanted = sorted({slot for _, slots in found for slot in slots})
                     rows = database.records(db, wanted)
                     raw = store.raw(db, wanted) if vectors else {}
-                self._tell(queries, k, found)
                 return found, rows, raw
 
     def get(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
@@ -334,6 +363,11 @@ class VectorCollection(Forkable):
         order: Sequence[str] | None = None,
     ) -> list[Record]:
         """Return the rows that pass a filter, in the order of writing or of the ids in `order`."""
+        return self._settled(lambda: self._select(where, vectors=vectors, order=order))
+
+    def _select(
+        self, where: Filter | None, *, vectors: bool, order: Sequence[str] | None
+    ) -> list[Record]:
         self._follow()
         with self._lock.read():
             store = self._readable()
@@ -388,7 +422,8 @@ class VectorCollection(Forkable):
                     mark = database.mark_of(db, seq)
             if mark is None:
                 return None
-            return store.changes_since(database.Position(seq, mark), limit)
+            asked = database.Position(seq, mark)
+            return self._settled(lambda: store.changes_since(asked, limit))
 
     def measure_recall(self, queries: int | ArrayLike = 200, k: int = 10) -> float:
         """Return the measured recall@k of a search against an exact search of the same rows.
@@ -406,6 +441,23 @@ class VectorCollection(Forkable):
             if isinstance(queries, int):
                 return index.recall_on_rows(queries, k)
             return index.recall(check_vectors(queries, index.dim), k)
+
+    def verify(self) -> list[str]:
+        """Read all that is stored and compare it with its checksums.
+
+        Returns:
+            What is damaged of the codes, in words; they are made anew when they are needed.
+
+        Raises:
+            CorruptCollectionError: Documents or raw vectors are damaged; the message tells which.
+        """
+        truth, derived = self._readable().damage()
+        if truth:
+            raise CorruptCollectionError(
+                f"{self.path or 'the collection'} is damaged: {'; '.join(truth)}. Restore the "
+                "folder from a backup."
+            )
+        return derived
 
     def stats(self) -> CollectionStats:
         """Return the collection in numbers."""
@@ -478,6 +530,13 @@ class VectorCollection(Forkable):
         with self._lock.write():
             return self._writable().remove(find)
 
+    def _settled(self, look: Callable[[], T]) -> T:
+        """Look, and if a writer elsewhere gave room of rows back meanwhile, look again.
+
+        The writer's own readers are kept out while it does so.
+        """
+        return self._readable().settled(look) if self.read_only else look()
+
     def _follow(self) -> None:
         """Take in what another process has written since the last look."""
         if self.read_only and not self._closed and self._store.is_behind():
@@ -511,7 +570,8 @@ def _size_of(folder: Path) -> int:
     size = 0
     for file in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # the writer replaces files meanwhile
-            size += file.stat().st_size
+            found = file.stat()
+            size += min(found.st_size, found.st_blocks * _BLOCK_BYTES)
     return size
 
 

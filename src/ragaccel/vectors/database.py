@@ -14,6 +14,7 @@ import numpy as np
 
 from ragaccel.errors import CollectionError, CorruptCollectionError
 from ragaccel.resources import Connections, DamagedFileError
+from ragaccel.vectors import blocks
 from ragaccel.vectors.filters import compile_filter
 from ragaccel.vectors.records import Record, decode_metadata
 
@@ -43,6 +44,11 @@ CREATE TABLE change (seq INTEGER PRIMARY KEY AUTOINCREMENT, slot INTEGER NOT NUL
   mark INTEGER NOT NULL);
 PRAGMA user_version = {FORMAT};
 """
+#: What collections of the same format may lack; it is made at the first writable opening.
+_LATER = f"""
+{blocks.TABLE}
+CREATE TABLE IF NOT EXISTS living (seq INTEGER NOT NULL, bits BLOB NOT NULL);
+"""
 
 
 class Position(NamedTuple):
@@ -64,10 +70,19 @@ class Database:
         file: The database file, or None for memory.
         read_only: Open without the right to write.
         known: The collection is no new one: a missing or empty file is a damaged one.
+        durable: Wait in every transaction until it is on disk.
     """
 
-    def __init__(self, file: Path | None, *, read_only: bool = False, known: bool = False) -> None:
+    def __init__(
+        self,
+        file: Path | None,
+        *,
+        read_only: bool = False,
+        known: bool = False,
+        durable: bool = False,
+    ) -> None:
         self._file = file
+        self._synchronous = "FULL" if durable else "NORMAL"
         self._lock = threading.RLock()
         if known and file is not None and not (file.exists() and file.stat().st_size):
             raise CorruptCollectionError(
@@ -76,7 +91,7 @@ class Database:
             )
         connect = functools.partial(_connect, file, read_only=read_only)
         self._memory = connect() if file is None else None
-        prepare = _nothing if read_only else _prepare
+        prepare = _nothing if read_only else functools.partial(_prepare, self._synchronous)
         self._pool = Connections(None, connect, prepare)
         if self._memory is not None:
             self._closing = weakref.finalize(self, self._memory.close)
@@ -89,6 +104,8 @@ class Database:
                 )
             if version == 0 and not read_only:
                 db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
+            if not read_only:
+                db.executescript(_LATER)
 
     @property
     def place(self) -> str:
@@ -128,11 +145,17 @@ class Database:
                 db.execute("COMMIT")
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection inside a transaction: all of it is stored, or nothing."""
+    def write(self, *, synced: bool = False) -> Iterator[sqlite3.Connection]:
+        """Give a connection inside a transaction: all of it is stored, or nothing.
+
+        Args:
+            synced: Wait until it is on disk, and all before it.
+        """
         with self._lock, self.read() as db:
-            db.execute("BEGIN IMMEDIATE")
+            if synced:
+                db.execute("PRAGMA synchronous = FULL")
             try:
+                db.execute("BEGIN IMMEDIATE")
                 yield db
                 db.execute(
                     "INSERT INTO meta VALUES ('revision', 1) "
@@ -143,6 +166,9 @@ class Database:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
+            finally:
+                if synced:
+                    db.execute(f"PRAGMA synchronous = {self._synchronous}")
 
     def meta(self) -> dict[str, Any]:
         """Return the collection's settings."""
@@ -172,9 +198,9 @@ def _connect(file: Path | None, *, read_only: bool) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(synchronous: str, connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
 
 
 def _nothing(connection: sqlite3.Connection) -> None:
@@ -202,9 +228,10 @@ def position(db: sqlite3.Connection) -> Position:
 
 
 def mark_of(db: sqlite3.Connection, seq: int) -> int | None:
-    """Return the mark of a position of the change log; None if the log is shorter."""
+    """Return the mark of a position of the change log; None if the log does not reach there."""
     if seq == 0:
-        return 0
+        (first,) = db.execute("SELECT min(seq) FROM change").fetchone()
+        return 0 if first in {None, 1} else None
     row = db.execute("SELECT mark FROM change WHERE seq = ?", (seq,)).fetchone()
     return None if row is None else int(row[0])
 
@@ -274,6 +301,34 @@ def log(db: sqlite3.Connection, after: int, upto: int, limit: int) -> list[tuple
         "SELECT seq, slot, live FROM change WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
         (after, upto, limit),
     ).fetchall()
+
+
+def given_back(db: sqlite3.Connection) -> int:
+    """Return how often room of deleted rows was given back."""
+    row = db.execute("SELECT value FROM meta WHERE name = 'given_back'").fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def trim(db: sqlite3.Connection, keep: int) -> None:
+    """Forget the change log but for its newest entries."""
+    newest = position(db).seq
+    db.execute("DELETE FROM change WHERE seq <= ?", (newest - keep,))
+
+
+def save_live(db: sqlite3.Connection, seq: int, live: NDArray[np.bool_]) -> None:
+    """Store which slots live at a position of the change log."""
+    db.execute("DELETE FROM living")
+    db.execute("INSERT INTO living VALUES (?, ?)", (seq, np.packbits(live).tobytes()))
+
+
+def saved_live(db: sqlite3.Connection) -> tuple[int, NDArray[np.bool_]] | None:
+    """Return which slots lived at a position of the change log, and the position."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'living'").fetchone():
+        return None
+    row = db.execute("SELECT seq, bits FROM living").fetchone()
+    if row is None:
+        return None
+    return row[0], np.unpackbits(np.frombuffer(row[1], dtype=np.uint8)).astype(bool)
 
 
 def remove(db: sqlite3.Connection, slots: Iterable[int]) -> None:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from typing import TYPE_CHECKING, Protocol
+import weakref
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
+import xxhash
 
-from ragaccel.errors import CorruptCollectionError
+from ragaccel.errors import CollectionError, CorruptCollectionError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    Sum = tuple[int, int, bytes]
+
+SLAB: Final = "vectors.bin"
+_BLOCK_ROWS: Final = 8192
+_PAGE: Final = 4096
+_KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
+_fallocate = getattr(ctypes.CDLL(None), "fallocate64", None)  # of Linux's glibc
 
 
 class Slab(Protocol):
@@ -20,8 +32,20 @@ class Slab(Protocol):
 
     end: int
 
-    def append(self, slots: NDArray[np.int64], vectors: NDArray[np.float32], end: int) -> None:
-        """Store vectors durably; slots up to `end` that are not given stay zero."""
+    def append(self, slots: NDArray[np.int64], vectors: NDArray[np.float32], end: int) -> list[Sum]:
+        """Store vectors durably above `end`; `extend` makes them readable.
+
+        Args:
+            slots: Their slots, ascending, from `end` on.
+            vectors: Shape (n, dim).
+            end: The end to be; slots below it that are not given stay zero.
+
+        Returns:
+            The checksums of blocks from the old end to the new one, as (first, end, sum).
+        """
+
+    def extend(self, end: int) -> None:
+        """Take in rows that were appended."""
 
     def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of slots, shape (n, dim)."""
@@ -42,14 +66,18 @@ class MemorySlab:
         """Bytes that the rows take."""
         return self._rows.nbytes
 
-    def append(self, slots: NDArray[np.int64], vectors: NDArray[np.float32], end: int) -> None:
-        """Store vectors; the array doubles when it is full."""
+    def append(self, slots: NDArray[np.int64], vectors: NDArray[np.float32], end: int) -> list[Sum]:
+        """Store vectors; the array doubles when it is full. Nothing damages it: no sums."""
         if end > len(self._rows):
             room = max(end, 2 * len(self._rows), 1024)
             grown = np.zeros((room, self._rows.shape[1]), dtype=np.float32)
             grown[: self.end] = self._rows[: self.end]
             self._rows = grown
         self._rows[slots] = vectors
+        return []
+
+    def extend(self, end: int) -> None:
+        """Take in rows that were appended."""
         self.end = end
 
     def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -74,24 +102,40 @@ class FileSlab:
                 f"{path} holds {size} bytes where {end * self._row_bytes} were stored: raw vectors "
                 "are lost; restore the folder from a backup."
             )
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT) if writable else None
+        self._file = _opened(path) if writable else None
+        if self._file is not None:
+            self._closing = weakref.finalize(self, os.close, self._file)
         self._map = self._mapped()
 
-    def append(self, slots: NDArray[np.int64], vectors: NDArray[np.float32], end: int) -> None:
-        """Store vectors and wait until they are on disk."""
+    def append(self, slots: NDArray[np.int64], vectors: NDArray[np.float32], end: int) -> list[Sum]:
+        """Store vectors and wait until they are on disk.
+
+        Raises:
+            CollectionError: The disk is full, or cannot be written.
+        """
         assert self._file is not None  # noqa: S101 - read-only collections never append
         block = np.zeros((end - self.end, self._dim), dtype=np.float32)
         block[slots - self.end] = vectors
-        view = memoryview(block.tobytes())
+        view = block.reshape(-1).view(np.uint8).data
         offset = self.end * self._row_bytes
-        while view:
-            written = os.pwrite(self._file, view, offset)
-            view, offset = view[written:], offset + written
-        os.fsync(self._file)
-        self.extend(end)
+        try:
+            while view:
+                written = os.pwrite(self._file, view, offset)
+                view, offset = view[written:], offset + written
+            os.fsync(self._file)
+        except OSError as error:
+            raise CollectionError(f"{self._path} cannot be written: {error.strerror}.") from error
+        return [
+            (
+                self.end + at,
+                min(self.end + at + _BLOCK_ROWS, end),
+                checksum(block[at:][:_BLOCK_ROWS]),
+            )
+            for at in range(0, len(block), _BLOCK_ROWS)
+        ]
 
     def extend(self, end: int) -> None:
-        """Take in rows that the writer has appended."""
+        """Take in rows that were appended, by this or another process."""
         self.end = end
         self._map = self._mapped()
 
@@ -99,12 +143,24 @@ class FileSlab:
         """Return the vectors of slots, shape (n, dim)."""
         return self._map[slots]
 
+    def give_back(self, dead: NDArray[np.bool_]) -> None:
+        """Give the pages of dead rows, by slot, back to the file system; they read as zeros.
+
+        Nothing happens where the file system cannot do that.
+        """
+        assert self._file is not None  # noqa: S101 - read-only collections give nothing back
+        for first, end in runs(dead):
+            start = -(-first * self._row_bytes // _PAGE) * _PAGE
+            length = end * self._row_bytes // _PAGE * _PAGE - start
+            if length > 0 and not _punch(self._file, start, length):
+                return
+
     def close(self) -> None:
         """Let go of the file."""
         self._map = np.zeros((0, self._dim), dtype=np.float32)
         if self._file is not None:
-            os.close(self._file)
             self._file = None
+            self._closing()
 
     def _mapped(self) -> NDArray[np.float32]:
         if self.end == 0:
@@ -112,3 +168,34 @@ class FileSlab:
         return np.asarray(
             np.memmap(self._path, dtype=np.float32, mode="r", shape=(self.end, self._dim))
         )
+
+
+def checksum(rows: NDArray[np.float32]) -> bytes:
+    """Return the xxh3-64 of rows as they lie in the slab."""
+    return xxhash.xxh3_64_digest(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+
+
+def runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the runs of True as (first, end)."""
+    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _opened(path: Path) -> int:
+    """Open the file; a new one is made known to its folder on disk, too."""
+    is_new = not path.exists()
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    if is_new:
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    return file
+
+
+def _punch(file: int, start: int, length: int) -> bool:
+    """Punch a hole with Linux's fallocate(2); tell whether it could be done."""
+    if _fallocate is None:
+        return False
+    mode = _KEEP_SIZE | _PUNCH_HOLE
+    done: int = _fallocate(file, mode, ctypes.c_int64(start), ctypes.c_int64(length))
+    return done == 0

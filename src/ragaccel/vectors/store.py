@@ -7,17 +7,23 @@ rest.
 from __future__ import annotations
 
 import functools
+import logging
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
-from ragaccel.errors import ConfigurationError, DimensionMismatchError
-from ragaccel.vectors import database
+from ragaccel.errors import (
+    CollectionError,
+    ConfigurationError,
+    DimensionMismatchError,
+)
+from ragaccel.vectors import blocks, database, integrity
 from ragaccel.vectors.index import Index
+from ragaccel.vectors.integrity import SEGMENT
 from ragaccel.vectors.records import Changes
-from ragaccel.vectors.slab import FileSlab, MemorySlab
+from ragaccel.vectors.slab import SLAB, FileSlab, MemorySlab
 
 if TYPE_CHECKING:
     import sqlite3
@@ -30,10 +36,14 @@ if TYPE_CHECKING:
     from ragaccel.vectors.records import Row
     from ragaccel.vectors.spec import CompressionSpec, Metric
 
-SLAB: Final = "vectors.bin"
-_SEGMENT: Final = "segment.faiss"
+T = TypeVar("T")
+
 _CHECKPOINT_ROWS: Final = 1024
+#: Entries of the change log that a compaction leaves for those that follow.
+_LOG_ENTRIES: Final = 100_000
 _NO_SLOTS: Final = np.zeros(0, dtype=np.int64)
+
+_log = logging.getLogger("ragaccel.vectors")
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,7 @@ class Store:
     def write(self, rows: Sequence[Row], vectors: NDArray[np.float32]) -> None:
         """Add rows, replacing those of the same ids: in one transaction."""
         first, dim = self._next_slot, vectors.shape[1]
+        index = self.index or self._made(dim, 0)
         slots = np.arange(first, first + len(rows), dtype=np.int64)
         with self.db.write() as db:
             replaced = database.slots_of(db, (row.id for row in rows))
@@ -116,13 +127,11 @@ class Store:
             database.insert(db, slots.tolist(), rows, vectors)
             database.set_meta(db, dim=dim, next_slot=first + len(rows))
             position = database.position(db)
-        index = self.index or self._begin(dim, 0)
-        self._next_slot, self.position = first + len(rows), position
+        self.index, self._next_slot, self.position = index, first + len(rows), position
         index.forget(np.array(replaced, dtype=np.int64))
         index.add(slots, vectors)
         if self._next_slot - index.slab.end >= _CHECKPOINT_ROWS:
-            self.checkpoint()
-            index.seal()
+            self._seal(index)
 
     def remove(self, find: Callable[[sqlite3.Connection], Iterable[int]]) -> int:
         """Delete the rows whose slots `find(connection)` gives, and return how many."""
@@ -139,16 +148,46 @@ class Store:
         """Move vectors from SQLite to the slab: first the slab, then the commit that says so."""
         if self.index is None or self.index.slab.end == self._next_slot:
             return
+        slab = self.index.slab
         with self.db.write() as db:
             slots, vectors = database.fresh(db, self.index.dim)
-            self.index.slab.append(slots, vectors, self._next_slot)
+            blocks.add(db, slab.append(slots, vectors, self._next_slot))
             db.execute("DELETE FROM fresh")
             database.set_meta(db, slab_end=self._next_slot)
+        slab.extend(self._next_slot)
 
     def save_segment(self) -> None:
-        """Store the codes beside the truth they are derived from."""
-        if self._folder is not None and self.index is not None:
-            self.index.save(self._folder / _SEGMENT, self._name_of(self.position))
+        """Store the codes beside the truth they are derived from, and which slots live.
+
+        Raises:
+            CollectionError: The disk is full, or cannot be written.
+        """
+        if self._folder is None or self.index is None:
+            return
+        try:
+            self.index.save(self._folder / SEGMENT, self._name_of(self.position))
+        except OSError as error:
+            raise CollectionError(
+                f"codes cannot be stored in {self._folder}: {error.strerror}; the rows are safe."
+            ) from error
+        with self.db.write() as db:
+            database.save_live(db, self.position.seq, self.index.live[: self._next_slot])
+
+    def give_back(self) -> None:
+        """Give the room of deleted rows back to the file system, and forget old changes.
+
+        The segment must be stored first: codes of before the forgotten changes are of no use.
+        """
+        if self.index is None:
+            return
+        # Deletions must be on disk before their vectors go: power may fail in between.
+        with self.db.write(synced=True) as db:
+            database.trim(db, _LOG_ENTRIES)
+            free = blocks.give_up(db, self.index.slab, self.index.live)
+            if free.any():
+                database.set_meta(db, given_back=database.given_back(db) + 1)
+        if isinstance(self.index.slab, FileSlab):
+            self.index.slab.give_back(free)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -157,6 +196,18 @@ class Store:
         self.db.close()
 
     # -- reading -----------------------------------------------------------------------------------
+
+    def settled(self, look: Callable[[], T]) -> T:
+        """Return what `look` finds; if room of rows was given back meanwhile, it looks again."""
+        while True:
+            before = self._given_back()
+            found = look()
+            if self._given_back() == before:
+                return found
+
+    def damage(self) -> tuple[list[str], list[str]]:
+        """Return in words what is damaged of the truth, and what of that which is derived."""
+        return self.settled(self._damage)
 
     def raw(self, db: sqlite3.Connection, slots: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """Return raw vectors by slot."""
@@ -196,10 +247,11 @@ class Store:
 
     def follow(self) -> None:
         """Take in what another process has written."""
-        if self.index is None:
-            self._load()
-            return
         with self.db.snapshot() as db:
+            is_known = database.mark_of(db, self.position.seq) == self.position.mark
+            if self.index is None or not is_known:
+                self._reload()
+                return
             meta = database.meta(db)
             position = database.position(db)
             rows = database.log(db, self.position.seq, position.seq, -1)
@@ -226,18 +278,55 @@ class Store:
             self.position = database.position(db)
             if meta.get("dim") is None:
                 return
-            index = self._begin(meta["dim"], meta.get("slab_end", 0))
+            index = self._made(meta["dim"], meta.get("slab_end", 0))
             if self._folder is not None:
-                index.load(self._folder / _SEGMENT, functools.partial(self._is_known, db))
-            index.restore(database.live_slots(db), *database.fresh(db, index.dim))
+                index.load(self._folder / SEGMENT, functools.partial(self._is_known, db))
+            index.restore(self._live_slots(db), *database.fresh(db, index.dim))
+            self.index = index
 
-    def _begin(self, dim: int, slab_end: int) -> Index:
+    def _reload(self) -> None:
+        """Take in all anew: too much has changed since the last look, or all of it."""
+        if self.index is not None:
+            self.index.slab.close()
+            self.index = None
+        self._load()
+
+    def _live_slots(self, db: sqlite3.Connection) -> NDArray[np.int64]:
+        """Return the slots of all rows, ascending: those of a stored state, brought up to date."""
+        saved = database.saved_live(db)
+        if saved is None or database.mark_of(db, saved[0]) is None:
+            return database.live_slots(db)
+        seq, live = saved
+        rows = database.log(db, seq, self.position.seq, _LOG_ENTRIES + 1)
+        if len(rows) > _LOG_ENTRIES:
+            return database.live_slots(db)
+        added, gone = _net(rows)
+        live[gone[gone < len(live)]] = False
+        return np.concatenate((np.flatnonzero(live), added))
+
+    def _seal(self, index: Index) -> None:
+        """Move vectors to the slab and compress; what cannot be moved now stays in SQLite."""
+        try:
+            self.checkpoint()
+        except CollectionError as error:
+            _log.warning("vectors stay in the database for now: %s", error)
+        else:
+            index.seal()
+
+    def _damage(self) -> tuple[list[str], list[str]]:
+        with self.db.snapshot() as db:
+            return integrity.damage(db, self._folder), integrity.damage_of_codes(self._folder)
+
+    def _given_back(self) -> int:
+        with self.db.read() as db:
+            return database.given_back(db)
+
+    def _made(self, dim: int, slab_end: int) -> Index:
         slab: MemorySlab | FileSlab = MemorySlab(dim)
         if self._folder is not None:
             slab = FileSlab(self._folder / SLAB, dim, slab_end, writable=self._writable)
         asked = self.settings
-        self.index = Index(dim, asked.metric, asked.compression, asked.recall, slab)
-        return self.index
+        return Index(dim, asked.metric, asked.compression, asked.recall, slab)
 
     def _fresh(self, db: sqlite3.Connection, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return raw vectors that are not in the slab yet, or were moved there a moment ago."""
