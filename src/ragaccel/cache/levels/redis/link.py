@@ -1,7 +1,7 @@
 """A socket to one server: commands go out, replies come in, all of them within one time-out.
 
 redis-py connects it and logs in. What comes after is written and read here: redis-py bounds the
-wait for each piece of an answer and not for the whole, and takes as long as the server itself.
+wait for each piece of an answer and not for the whole, and takes longer than the server does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Link:
 
     def is_stale(self) -> bool:
         """Tell whether the server has closed the connection, or says what nobody asked for."""
-        return bool(self._pending.poll(0))
+        return self._reader.has_data() or bool(self._pending.poll(0))
 
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one round trip and return their replies; see `Wire.send`.
