@@ -40,7 +40,7 @@ CREATE TABLE doc (
 );
 CREATE INDEX doc_document ON doc (document_id);
 CREATE TABLE fresh (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-CREATE TABLE change (seq INTEGER PRIMARY KEY AUTOINCREMENT, slot INTEGER NOT NULL, live INTEGER,
+CREATE TABLE change (seq INTEGER PRIMARY KEY, slot INTEGER NOT NULL, live INTEGER,
   mark INTEGER NOT NULL);
 PRAGMA user_version = {FORMAT};
 """
@@ -157,10 +157,6 @@ class Database:
             try:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
-                db.execute(
-                    "INSERT INTO meta VALUES ('revision', 1) "
-                    "ON CONFLICT (name) DO UPDATE SET value = value + 1"
-                )
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
@@ -174,12 +170,6 @@ class Database:
         """Return the collection's settings."""
         with self.read() as db:
             return meta(db)
-
-    def revision(self) -> int:
-        """Return a number that grows with every transaction of any process."""
-        with self.read() as db:
-            row = db.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()
-            return 0 if row is None else int(row[0])
 
     def close(self) -> None:
         """Close every connection."""
@@ -310,7 +300,7 @@ def given_back(db: sqlite3.Connection) -> int:
 
 
 def trim(db: sqlite3.Connection, keep: int) -> None:
-    """Forget the change log but for its newest entries."""
+    """Forget the change log but for its newest entries; at least one, so that numbers go on."""
     newest = position(db).seq
     db.execute("DELETE FROM change WHERE seq <= ?", (newest - keep,))
 

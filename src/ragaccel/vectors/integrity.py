@@ -31,7 +31,7 @@ def damage(db: sqlite3.Connection, folder: Path | None) -> list[str]:
         db: A connection that sees one state of the collection.
         folder: Where the slab lies; None in memory.
     """
-    found = []
+    found: list[str] = []
     try:
         found += _database(db)
         found += _rows(db)

@@ -111,7 +111,6 @@ class Store:
         self.position = database.Position(0, 0)
         self._folder, self._writable = folder, writable
         self._next_slot = 0
-        self._revision = 0
         self._load()
 
     # -- writing -----------------------------------------------------------------------------------
@@ -125,7 +124,9 @@ class Store:
             replaced = database.slots_of(db, (row.id for row in rows))
             database.remove(db, replaced)
             database.insert(db, slots.tolist(), rows, vectors)
-            database.set_meta(db, dim=dim, next_slot=first + len(rows))
+            database.set_meta(db, next_slot=first + len(rows))
+            if self.index is None:
+                database.set_meta(db, dim=dim)
             position = database.position(db)
         self.index, self._next_slot, self.position = index, first + len(rows), position
         index.forget(np.array(replaced, dtype=np.int64))
@@ -243,7 +244,8 @@ class Store:
 
     def is_behind(self) -> bool:
         """Tell whether another process has written since the last look."""
-        return self.db.revision() != self._revision
+        with self.db.read() as db:
+            return database.position(db) != self.position
 
     def follow(self) -> None:
         """Take in what another process has written."""
@@ -256,7 +258,6 @@ class Store:
             position = database.position(db)
             rows = database.log(db, self.position.seq, position.seq, -1)
             late_slots, late_vectors = database.fresh(db, self.index.dim)
-        self._revision = meta.get("revision", 0)
         if isinstance(self.index.slab, FileSlab):
             self.index.slab.extend(meta.get("slab_end", 0))
         added, gone = _net(rows)
@@ -273,7 +274,6 @@ class Store:
     def _load(self) -> None:
         with self.db.snapshot() as db:
             meta = database.meta(db)
-            self._revision = meta.get("revision", 0)
             self._next_slot = meta.get("next_slot", 0)
             self.position = database.position(db)
             if meta.get("dim") is None:
