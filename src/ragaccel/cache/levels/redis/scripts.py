@@ -18,19 +18,19 @@ if redis.call('EXISTS', unpack(KEYS)) < 4 then
 end
 local id = redis.call('GET', KEYS[1])
 """
-# When there are too many marks, a quarter goes. Every namespace may keep the same number of them,
+# When there are too many marks, an eighth goes. Every namespace may keep the same number of them,
 # its newest, so only those with more lose any: one strike of the namespace takes their place.
 _FOLD = """
 local function fold(capacity, few)
-  local all = redis.call('ZRANGE', KEYS[4], 1, -1)
+  local all, sub = redis.call('ZRANGE', KEYS[4], 1, -1), string.sub
   local counts, sizes = {}, {}
   for at = 1, #all do
-    local namespace = string.sub(all[at], 1, 8)
+    local namespace = sub(all[at], 1, 8)
     counts[namespace] = (counts[namespace] or 0) + 1
   end
   for _, size in pairs(counts) do sizes[#sizes + 1] = size end
   table.sort(sizes)
-  local room, most = capacity * 3 / 4, 0
+  local room, most = capacity * 7 / 8, 0
   for at, size in ipairs(sizes) do
     most = room / (#sizes - at + 1)
     if size > most then break end
@@ -42,9 +42,11 @@ local function fold(capacity, few)
     redis.call('SET', KEYS[3], floor)
     return
   end
-  local gone, last = {}, {}
+  local excess, gone, last = 0, {}, {}
+  for _, size in ipairs(sizes) do excess = excess + math.max(0, math.ceil(size - most)) end
   for at = 1, #all do
-    local namespace = string.sub(all[at], 1, 8)
+    if #gone == excess then break end
+    local namespace = sub(all[at], 1, 8)
     if counts[namespace] > most then
       counts[namespace] = counts[namespace] - 1
       gone[#gone + 1] = all[at]
