@@ -143,6 +143,29 @@ def test_select_finds_what_plain_python_finds(case):
             assert [hit.id for hit in hits] == wanted
 
 
+@settings(deadline=None, suppress_health_check=SLOW, max_examples=250)
+@given(cases(), st.booleans(), st.booleans())
+def test_an_index_changes_nothing(case, first, again):
+    """With indexes on all fields, made before or after the rows, any filter passes the same."""
+    rows, wheres = case
+    ids, metadata, documents = zip(*rows, strict=True)
+    keys = sorted({key for one in metadata for key in one})
+    with VectorCollection.open(dim=1) as plain, VectorCollection.open(dim=1) as collection:
+        for key in keys if first else ():
+            collection.create_index(key)
+        for one in (plain, collection):
+            one.upsert(ids, np.ones((len(ids), 1)), metadata=metadata, document_ids=documents)
+            if again:
+                one.upsert(ids[:2], np.ones((len(ids[:2]), 1)), metadata=metadata[::-1][:2])
+                one.delete(ids[-1:])
+        for key in keys:
+            collection.create_index(key)
+        assert collection.indexes() == keys
+        for where in wheres:
+            wanted = [one.id for one in plain.select() if passes(one, where)]
+            assert selected(plain, where) == selected(collection, where) == wanted
+
+
 @pytest.mark.parametrize("operator", ["eq", "contains", "text_match", "in", "any"])
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_sql_in_keys_and_values_is_only_text(text, operator):

@@ -23,7 +23,8 @@ from ragaccel.errors import (
 )
 from ragaccel.resources import Forkable
 from ragaccel.telemetry import attributes
-from ragaccel.vectors import database, records, spec
+from ragaccel.vectors import database, fields, records, spec
+from ragaccel.vectors.bitmaps import FilterCache
 from ragaccel.vectors.database import Database
 from ragaccel.vectors.filters import Ids
 from ragaccel.vectors.locks import ReadWriteLock, WriterLock
@@ -35,6 +36,7 @@ from ragaccel.vectors.watch import SearchTrace, watched
 
 if TYPE_CHECKING:
     import os
+    import sqlite3
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     from ragaccel.vectors.filters import Filter
     from ragaccel.vectors.index import Found
+    from ragaccel.vectors.rowset import RowSet
     from ragaccel.vectors.spec import Compression, CompressionSpec, Metric
 
 _DATABASE: Final = "collection.sqlite"
@@ -86,6 +89,7 @@ class VectorCollection(Forkable):
         self.metric = store.settings.metric
         self._store, self._writer = store, lock
         self._lock = ReadWriteLock()
+        self._filters = FilterCache()
         self._closed = False
         with _open_lock:
             _open_collections.add(self)
@@ -209,6 +213,28 @@ class VectorCollection(Forkable):
         """Delete every row."""
         self._remove(database.live_slots)
         self.compact()
+
+    def create_index(self, field: str) -> None:
+        """Index a metadata field, so that the first search with a filter on it is fast, too.
+
+        Filters that were asked before are remembered and need none. An index takes room on disk,
+        and time in every upsert and delete. Where there is one already, nothing is done.
+
+        Raises:
+            FilterError: It is no name of a field.
+        """
+        with self._lock.write(), self._writable().db.write() as db:
+            fields.create(db, field)
+
+    def drop_index(self, field: str) -> None:
+        """Forget the index of a metadata field; filters on it find the same without."""
+        with self._lock.write(), self._writable().db.write() as db:
+            fields.drop(db, field)
+
+    def indexes(self) -> list[str]:
+        """Return the metadata fields that are indexed, in the order of their names."""
+        with self._lock.read(), self._readable().db.read() as db:
+            return list(fields.indexed(db))
 
     def flush(self) -> None:
         """Move recent vectors into the slab, compress them and store the codes."""
@@ -341,10 +367,11 @@ class VectorCollection(Forkable):
                     if is_behind and tries < _FOLLOW_TRIES:
                         tries += 1
                         continue
-                    allowed = None if where is None else database.slots_where(db, where)
+                    allowed = None if where is None else self._passed(db, where)
                     found: list[Found] = [([], []) for _ in queries]
                     if store.index is not None:
-                        found = store.index.search(queries, k, allowed, exact=exact)
+                        slots = None if allowed is None else allowed.slots
+                        found = store.index.search(queries, k, slots, exact=exact)
                     wanted = sorted({slot for _, slots in found for slot in slots})
                     rows = database.records(db, wanted)
                     raw = store.raw(db, wanted) if vectors else {}
@@ -394,8 +421,8 @@ class VectorCollection(Forkable):
         with self._lock.read():
             store = self._readable()
             if where is not None:
-                with store.db.read() as db:
-                    return len(database.slots_where(db, where))
+                with store.db.snapshot() as db:
+                    return len(self._passed(db, where))
             return 0 if store.index is None else store.index.live_count
 
     def __len__(self) -> int:
@@ -468,7 +495,8 @@ class VectorCollection(Forkable):
             return CollectionStats(
                 rows=0 if index is None else index.live_count,
                 dim=self.dim or 0,
-                bytes_in_memory=0 if index is None else index.bytes_used,
+                bytes_in_memory=self._filters.bytes_used
+                + (0 if index is None else index.bytes_used),
                 bytes_on_disk=0 if self.path is None else _size_of(self.path),
                 compression=spec.CompressionSpec("float32") if index is None else index.spec,
                 recall=1.0 if index is None else index.estimated_recall,
@@ -520,6 +548,7 @@ class VectorCollection(Forkable):
     def after_fork_in_child(self) -> None:
         """Leave the right to write to the parent."""
         self._lock = ReadWriteLock()
+        self._filters = FilterCache()
         if self._writer is not None:
             self._writer.release()
             self._writer, self.read_only = None, True
@@ -536,6 +565,11 @@ class VectorCollection(Forkable):
         The writer's own readers are kept out while it does so.
         """
         return self._readable().settled(look) if self.read_only else look()
+
+    def _passed(self, db: sqlite3.Connection, where: Filter) -> RowSet:
+        """Return the rows that pass a filter, as a snapshot of the file sees them."""
+        position = database.position(db) if self.read_only else self._store.position
+        return self._filters.rows(db, where, position)
 
     def _follow(self) -> None:
         """Take in what another process has written since the last look."""

@@ -14,8 +14,8 @@ import numpy as np
 
 from ragaccel.errors import CollectionError, CorruptCollectionError
 from ragaccel.resources import Connections, DamagedFileError
-from ragaccel.vectors import blocks
-from ragaccel.vectors.filters import compile_filter
+from ragaccel.vectors import blocks, fields
+from ragaccel.vectors.filters import as_json, compile_filter
 from ragaccel.vectors.records import Record, decode_metadata
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ragaccel.vectors.filters import Filter
     from ragaccel.vectors.records import Row
 
-FORMAT: Final = 1
-_SCHEMA = f"""
+FORMAT: Final = 2
+_SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE doc (
   slot INTEGER PRIMARY KEY,
@@ -42,12 +42,13 @@ CREATE INDEX doc_document ON doc (document_id);
 CREATE TABLE fresh (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 CREATE TABLE change (seq INTEGER PRIMARY KEY, slot INTEGER NOT NULL, live INTEGER,
   mark INTEGER NOT NULL);
-PRAGMA user_version = {FORMAT};
 """
-#: What collections of the same format may lack; it is made at the first writable opening.
+#: What files of format 1 may lack; it is made at the first writable opening.
 _LATER = f"""
 {blocks.TABLE}
+{fields.TABLES}
 CREATE TABLE IF NOT EXISTS living (seq INTEGER NOT NULL, bits BLOB NOT NULL);
+PRAGMA user_version = {FORMAT};
 """
 
 
@@ -102,10 +103,9 @@ class Database:
                     f"{file} was written by a later release (format {version}, this one reads up "
                     f"to {FORMAT}); upgrade ragaccel."
                 )
-            if version == 0 and not read_only:
-                db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
-            if not read_only:
-                db.executescript(_LATER)
+            if version < FORMAT and not read_only:
+                lacking = _LATER if version else _SCHEMA + _LATER
+                db.executescript(f"BEGIN IMMEDIATE; {lacking} COMMIT;")
 
     @property
     def place(self) -> str:
@@ -250,11 +250,18 @@ def slots_of(db: sqlite3.Connection, ids: Iterable[str]) -> list[int]:
     return found
 
 
-def slots_where(db: sqlite3.Connection, where: Filter | None) -> NDArray[np.int64]:
-    """Return the slots of the rows that pass a filter, ascending."""
+def slots_where(
+    db: sqlite3.Connection, where: Filter | None, among: Sequence[int] | None = None
+) -> NDArray[np.int64]:
+    """Return the slots of the rows that pass a filter, ascending; only some of them, if told."""
     if where is None:
         return live_slots(db)
     sql, parameters = compile_filter(where)
+    if among is not None:
+        sql = f"slot IN (SELECT value FROM json_each(?)) AND ({sql})"
+        parameters = [as_json(among), *parameters]
+    elif known := fields.indexed(db):
+        sql, parameters = compile_filter(fields.with_lookups(where, known))
     # The condition is made of our own constants; keys and values are parameters.
     rows = db.execute(f"SELECT slot FROM doc WHERE {sql} ORDER BY slot", parameters)
     return np.fromiter((slot for (slot,) in rows), dtype=np.int64)
@@ -275,6 +282,7 @@ def insert(
         "INSERT INTO fresh VALUES (?, ?)",
         [(slot, vector.tobytes()) for slot, vector in zip(slots, vectors, strict=True)],
     )
+    fields.add(db, slots)
     _append(db, slots, live=True)
 
 
@@ -326,6 +334,7 @@ def remove(db: sqlite3.Connection, slots: Iterable[int]) -> None:
     keys = [(slot,) for slot in slots]
     db.executemany("DELETE FROM doc WHERE slot = ?", keys)
     db.executemany("DELETE FROM fresh WHERE slot = ?", keys)
+    fields.remove(db, [slot for (slot,) in keys])
     _append(db, [slot for (slot,) in keys], live=False)
 
 

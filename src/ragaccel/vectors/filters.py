@@ -22,7 +22,7 @@ Operator = Literal[
 
 _ORDER: Final = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _NUMBERS: Final = "('integer', 'real', 'true', 'false')"
-_SCALAR: Final = "NOT IN ('array', 'object', 'null')"
+SCALAR: Final = "NOT IN ('array', 'object', 'null')"
 _INT64: Final = 2**63
 Sql = tuple[str, list[Any]]
 
@@ -79,7 +79,7 @@ class Ids:
     def sql(self) -> Sql:
         """Return the condition and its parameters."""
         listed = [_check_text(one) for one in self.ids]
-        return "id IN (SELECT value FROM json_each(?))", [_json(listed)]
+        return "id IN (SELECT value FROM json_each(?))", [as_json(listed)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Documents:
         sql = "document_id IN (SELECT value FROM json_each(?))"
         if len(listed) < len(self.document_ids):
             sql = f"(document_id IS NULL OR {sql})"
-        return sql, [_json(listed)]
+        return sql, [as_json(listed)]
 
 
 @dataclass(frozen=True)
@@ -146,20 +146,22 @@ def compile_filter(where: Any) -> Sql:
 
 
 def _join(parts: tuple[Filter, ...], word: str, empty: str) -> Sql:
-    """Join conditions as a balanced tree: SQLite bounds the depth of an expression."""
+    """Join conditions as a balanced tree: SQLite bounds the depth of an expression.
+
+    Parts may be NULL, which is no better than false where it comes to the whole: `Not` says so.
+    """
     if not parts:
         return empty, []
     if len(parts) == 1:
-        sql, parameters = compile_filter(parts[0])
-        return f"coalesce({sql}, 0)", parameters
+        return compile_filter(parts[0])
     middle = len(parts) // 2
     left, first = _join(parts[:middle], word, empty)
     right, second = _join(parts[middle:], word, empty)
     return f"({left}{word}{right})", first + second
 
 
-def _reference(key: Key) -> tuple[str, str, str]:
-    """Return SQL for a field's value and its JSON type, and the one parameter both take.
+def reference(key: Key) -> tuple[str, str, str]:
+    """Return SQL for a field's value and its JSON type, and the one parameter that each takes.
 
     A JSON path can name any key that needs no escaping inside JSON; `json_each` names the rest.
     """
@@ -177,7 +179,7 @@ def _reference(key: Key) -> tuple[str, str, str]:
     return f"(SELECT value {rest}", f"(SELECT type {rest}", key
 
 
-def _operand(value: Any, operator: str) -> tuple[str, Any]:
+def operand_of(value: Any, operator: str) -> tuple[str, Any]:
     """Return the JSON types that a scalar is compared with, and the SQL parameter."""
     if isinstance(value, str):
         return "('text')", _check_text(value)
@@ -193,11 +195,11 @@ def _operand(value: Any, operator: str) -> tuple[str, Any]:
 
 
 def _compare(field: Field) -> Sql:
-    value, type_, key = _reference(field.key)
+    value, type_, key = reference(field.key)
     sign = _ORDER.get(field.operator, "=")
     if isinstance(field.value, (list, tuple)) and sign == "=":
         return _equal_lists(value, type_, key, field)
-    types, operand = _operand(field.value, field.operator)
+    types, operand = operand_of(field.value, field.operator)
     return f"({type_} IN {types} AND {value} {sign} ?)", [key, key, operand]
 
 
@@ -211,7 +213,7 @@ def _equal_lists(value: str, type_: str, key: str, field: Field) -> Sql:
         f"CASE {type_} WHEN 'array' THEN json_array_length({value}) = ? "
         f"AND NOT EXISTS ({unequal}) ELSE 0 END"
     )
-    wanted = _wanted(field)
+    wanted = wanted_of(field)
     return sql, [key, key, len(field.value), key, wanted]
 
 
@@ -221,10 +223,10 @@ def _not_equal(field: Field) -> Sql:
 
 
 def _one_of(field: Field) -> Sql:
-    value, type_, key = _reference(field.key)
-    among = f"{value} IN (SELECT value FROM json_each(?) WHERE type {_SCALAR})"
-    sql = f"({type_} {_SCALAR} AND {among})"
-    return sql, [key, key, _wanted(field)]
+    value, type_, key = reference(field.key)
+    among = f"{value} IN (SELECT value FROM json_each(?) WHERE type {SCALAR})"
+    sql = f"({type_} {SCALAR} AND {among})"
+    return sql, [key, key, wanted_of(field)]
 
 
 def _none_of(field: Field) -> Sql:
@@ -234,7 +236,7 @@ def _none_of(field: Field) -> Sql:
 
 def _contains(field: Field) -> Sql:
     """Test for an element of a list, a key of a dict or a part of a text."""
-    _operand(field.value, field.operator)
+    operand_of(field.value, field.operator)
     return _any(Field(field.key, field.operator, [field.value]))
 
 
@@ -245,7 +247,7 @@ def _any(field: Field) -> Sql:
 
 def _all(field: Field) -> Sql:
     sql, parameters = _held(field)
-    _, type_, key = _reference(field.key)
+    _, type_, key = reference(field.key)
     missing = f"NOT EXISTS (SELECT 1 FROM json_each(?) AS wanted WHERE NOT coalesce({sql}, 0))"
     present = f"coalesce({type_}, 'null') != 'null'"
     return f"({present} AND {missing})", [key, *parameters]
@@ -253,8 +255,8 @@ def _all(field: Field) -> Sql:
 
 def _held(field: Field) -> Sql:
     """Return SQL that tells whether the field holds `wanted.value`; the first parameter is JSON."""
-    value, type_, key = _reference(field.key)
-    scalar = f"item.type {_SCALAR} AND wanted.type {_SCALAR}"
+    value, type_, key = reference(field.key)
+    scalar = f"item.type {SCALAR} AND wanted.type {SCALAR}"
     alike = "(item.type = 'text') = (wanted.type = 'text')"
     sql = (
         f"CASE {type_} WHEN 'array' THEN EXISTS (SELECT 1 FROM json_each({value}) AS item "
@@ -263,24 +265,24 @@ def _held(field: Field) -> Sql:
         f"WHEN 'object' THEN wanted.type = 'text' AND EXISTS (SELECT 1 FROM json_each({value}) "
         "AS item WHERE item.key = wanted.value) ELSE 0 END"
     )
-    return sql, [_wanted(field), key, key, key, key]
+    return sql, [wanted_of(field), key, key, key, key]
 
 
 def _text_match(field: Field) -> Sql:
     text = _text(field)
-    value, type_, key = _reference(field.key)
+    value, type_, key = reference(field.key)
     return f"({type_} = 'text' AND instr({value}, ?) > 0)", [key, key, text]
 
 
 def _text_match_insensitive(field: Field) -> Sql:
     text = _text(field)
-    value, type_, key = _reference(field.key)
+    value, type_, key = reference(field.key)
     sql = f"({type_} = 'text' AND instr(unicode_lower({value}), ?) > 0)"
     return sql, [key, key, text.lower()]
 
 
 def _is_empty(field: Field) -> Sql:
-    value, type_, key = _reference(field.key)
+    value, type_, key = reference(field.key)
     sql = (
         f"CASE coalesce({type_}, 'null') WHEN 'null' THEN 1 WHEN 'text' THEN {value} = '' "
         f"WHEN 'array' THEN json_array_length({value}) = 0 ELSE 0 END"
@@ -289,22 +291,22 @@ def _is_empty(field: Field) -> Sql:
 
 
 def _is_missing(field: Field) -> Sql:
-    _, type_, key = _reference(field.key)
+    _, type_, key = reference(field.key)
     return f"coalesce({type_}, 'null') = 'null'", [key]
 
 
-def _wanted(field: Field) -> str:
+def wanted_of(field: Field) -> str:
     """Return a list of scalars as JSON."""
     if not isinstance(field.value, (list, tuple)):
         raise FilterError(
             f"the filter operator {field.operator!r} needs a list of values, got {field.value!r}; "
             "write [value]."
         )
-    return _json(
+    return as_json(
         [
             item
             if item is None or isinstance(item, (list, tuple))
-            else _operand(item, field.operator)[1]
+            else operand_of(item, field.operator)[1]
             for item in field.value
         ]
     )
@@ -335,7 +337,8 @@ def _float(value: int) -> float:
         raise FilterError("a filter's number is too large to compare with.") from error
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Return a value as JSON."""
     try:
         return msgspec.json.encode(value).decode()
     except (TypeError, ValueError, RecursionError) as error:
