@@ -4,9 +4,11 @@ import typer
 
 from ragaccel.cli.demo.command import demo
 from ragaccel.cli.inspect import inspect
+from ragaccel.cli.inspect_store import store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(demo)
+inspect.command()(store)
 app.add_typer(inspect, name="inspect")
 
 
