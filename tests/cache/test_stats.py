@@ -352,7 +352,6 @@ def test_tables_of_little(open_cache):
     assert "100.0%" in text
 
 
-@pytest.mark.xfail(strict=True, reason="table() writes the -1 of what a level cannot tell: -0.0 MB")
 def test_what_a_level_cannot_tell_is_left_out_of_the_table():
     """A server knows how many entries it has, and not what they take."""
     text = drawn(CacheStats(levels={"far": Usage(5, -1, -1)}))
@@ -360,9 +359,6 @@ def test_what_a_level_cannot_tell_is_left_out_of_the_table():
     assert "-" not in text.split("far:")[1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="table() gives names to rich as markup: [/x] raises, [x] disappears"
-)
 @pytest.mark.parametrize("name", ["[/closing]", "[bold]tenant", "a[red]b"])
 def test_names_are_shown_as_they_are(open_cache, name):
     """Whatever a tenant is called."""
@@ -457,10 +453,6 @@ print(json.dumps(read()))
     assert found["ragaccel.cache.entries level=memory"][0] == 2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="telemetry.metrics sums the caches that live: a counter falls when one is collected",
-)
 def test_counters_never_fall():
     """A cache that is let go keeps its part of the sums."""
     found = metered(
@@ -478,9 +470,6 @@ print(json.dumps([before, read()]))
     assert found[1][name][0] >= found[0][name][0] == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="figures() leaves out refreshed and refresh_errors, which stats() counts"
-)
 def test_refreshes_are_metrics_too():
     """Background work that fails is nowhere else to be seen."""
     cache = MultiLevelCache([MemoryLevel()])

@@ -39,6 +39,8 @@ def _of_namespace(counts: Counts, of: dict[str, str]) -> list[Figure]:
     for reason in ("stale", "invalidated", "damaged"):
         labels = {**of, "reason": reason}
         found.append(Figure("ragaccel.cache.refused", getattr(counts, reason), labels))
+    for outcome, number in (("done", counts.refreshed), ("failed", counts.refresh_errors)):
+        found.append(Figure("ragaccel.cache.refreshes", number, {**of, "outcome": outcome}))
     found.append(Figure("ragaccel.cache.saved", counts.saved_seconds, of))
     for direction in ("read", "written"):
         number = getattr(counts, f"saved_tokens_{direction}")

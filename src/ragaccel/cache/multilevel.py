@@ -139,7 +139,7 @@ class MultiLevelCache:
         )
         _follow(self.levels)
         self._closed = False
-        telemetry.measure(self)
+        telemetry.measure(self, self._store.recorder.figures)
 
     @classmethod
     def open(

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from ragaccel.cache.figures import figures
 from ragaccel.cache.levels.breaker import Unavailable
 from ragaccel.resources import Forkable
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from ragaccel.cache.levels import Usage
     from ragaccel.cache.values import Entry
+    from ragaccel.telemetry import Figure
 
 _log = logging.getLogger("ragaccel.cache")
 
@@ -193,6 +195,10 @@ class Recorder(Forkable):
             levels=dict(levels),
             namespaces=namespaces,
         )
+
+    def figures(self) -> list[Figure]:
+        """Return the counts so far as metrics."""
+        return figures(self.snapshot({}))
 
     def after_fork_in_child(self) -> None:
         """Take a lock that no thread of the parent holds."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ragaccel.cache.stats import CacheStats, Counts
@@ -19,7 +20,7 @@ def table(stats: CacheStats) -> Table:
     """Draw a row per namespace, the sum below, and what the levels did in the caption."""
     drawn = Table(
         title="cache",
-        caption=_caption(stats),
+        caption=Text(_caption(stats), style="table.caption"),
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -28,7 +29,7 @@ def table(stats: CacheStats) -> Table:
     for heading in _HEADINGS:
         drawn.add_column(heading, justify="right")
     for namespace, counts in sorted(stats.namespaces.items()):
-        drawn.add_row(namespace, *_cells(counts))
+        drawn.add_row(Text(namespace), *_cells(counts))
     if len(stats.namespaces) != 1:
         drawn.add_section()
         drawn.add_row("all", *_cells(stats))
@@ -47,11 +48,14 @@ def _cells(counts: Counts) -> list[str]:
 def _caption(stats: CacheStats) -> str:
     lines = []
     for name, usage in stats.levels.items():
-        line = f"{name}: {stats.hits.get(name, 0):,} hits"
+        parts = [f"{name}: {stats.hits.get(name, 0):,} hits"]
         if usage.entries >= 0:
-            line += f", {usage.entries:,} entries, {usage.bytes / 1e6:,.1f} MB"
-            line += f", {usage.evictions:,} evicted"
-        lines.append(line)
+            parts.append(f"{usage.entries:,} entries")
+        if usage.bytes >= 0:
+            parts.append(f"{usage.bytes / 1e6:,.1f} MB")
+        if usage.evictions >= 0:
+            parts.append(f"{usage.evictions:,} evicted")
+        lines.append(", ".join(parts))
     for title, counts in (("faults survived", stats.errors), ("bypassed", stats.bypasses)):
         if counts:
             lines.append(f"{title}: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
-from weakref import WeakSet
+from weakref import ref
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
@@ -30,6 +32,8 @@ class Measured(Protocol):
         """Return what it reads now."""
 
 
+_Series = tuple[str, tuple[tuple[str, str], ...]]  # a name, and its labels in order
+
 #: Name -> unit and description. Names that end in `.size` or `.entries` rise and fall.
 FIGURES: Final[dict[str, tuple[str, str]]] = {
     "ragaccel.cache.hits": ("{lookup}", "Look-ups that a level of the cache served"),
@@ -38,6 +42,7 @@ FIGURES: Final[dict[str, tuple[str, str]]] = {
     "ragaccel.cache.refused": ("{entry}", "Entries found and not served, by reason"),
     "ragaccel.cache.bypasses": ("{call}", "Calls that went past the cache, by reason"),
     "ragaccel.cache.faults": ("{fault}", "Faults of a level that the request survived"),
+    "ragaccel.cache.refreshes": ("{value}", "Values computed anew in the background, by outcome"),
     "ragaccel.cache.saved": ("s", "Time that served values had taken to compute"),
     "ragaccel.cache.saved_tokens": ("{token}", "Tokens that served values had taken"),
     "ragaccel.cache.evictions": ("{entry}", "Entries that went for a size bound"),
@@ -45,41 +50,93 @@ FIGURES: Final[dict[str, tuple[str, str]]] = {
     "ragaccel.cache.entries": ("{entry}", "Entries that a level holds"),
 }
 
-_measured: WeakSet[Measured] = WeakSet()
-_lock = threading.Lock()
+
+class _Source:
+    """Something measured, and what it has counted even when it is no more."""
+
+    def __init__(self, measured: Measured, counted: Callable[[], Iterable[Figure]]) -> None:
+        self._measured, self._counted = ref(measured), counted
+        self._counters: dict[_Series, float] = {}
+
+    @property
+    def has_ended(self) -> bool:
+        return self._measured() is None
+
+    def read(self) -> dict[_Series, float]:
+        """Return the sum of each series; a counter that is not told any more stays as it was."""
+        measured = self._measured()
+        read: defaultdict[_Series, float] = defaultdict(float)
+        for name, value, attributes in self._counted() if measured is None else measured.figures():
+            read[name, tuple(sorted(attributes.items()))] += value
+        counters = {series: read[series] for series in read if not _rises_and_falls(series[0])}
+        self._counters = {**self._counters, **counters}
+        return {**self._counters, **read}
+
+
+_sources: list[_Source] = []
+_ended: dict[_Series, float] = {}
 _instruments: list[object] = []
+_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
-def measure(measured: Measured) -> None:
-    """Read something whenever metrics are exported, as long as it lives.
+def measure(measured: Measured, counted: Callable[[], Iterable[Figure]]) -> None:
+    """Read something whenever metrics are exported; what it counted outlives it.
 
     Nothing is read unless the application, or `configure`, has set up metrics.
+
+    Args:
+        measured: What to read as long as it lives.
+        counted: Returns its counters when it is no more, so it must not hold it.
     """
     with _lock:
-        _measured.add(measured)
+        _add_up_ended()
+        _sources.append(_Source(measured, counted))
         if not _instruments:
-            meter = metrics.get_meter("ragaccel")
-            for name, (unit, description) in FIGURES.items():
-                rises_and_falls = name.endswith((".size", ".entries"))
-                create = (
-                    meter.create_observable_up_down_counter
-                    if rises_and_falls
-                    else meter.create_observable_counter
-                )
-                instrument = create(
-                    name, callbacks=[_reader(name)], unit=unit, description=description
-                )
-                _instruments.append(instrument)
+            _instruments.extend(_made())
+
+
+def _made() -> Iterable[object]:
+    meter = metrics.get_meter("ragaccel")
+    for name, (unit, description) in FIGURES.items():
+        create = (
+            meter.create_observable_up_down_counter
+            if _rises_and_falls(name)
+            else meter.create_observable_counter
+        )
+        yield create(name, callbacks=[_reader(name)], unit=unit, description=description)
+
+
+def _rises_and_falls(name: str) -> bool:
+    return name.endswith((".size", ".entries"))
+
+
+def _add_up_ended() -> None:
+    """Keep of what is no more only the sums; with the lock held."""
+    for source in [source for source in _sources if source.has_ended]:
+        _add(_ended, source.read())
+        _sources.remove(source)
+
+
+def _add(sums: dict[_Series, float], read: dict[_Series, float]) -> None:
+    for series, value in read.items():
+        sums[series] = sums.get(series, 0) + value
 
 
 def _reader(name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def read(_: CallbackOptions) -> Iterable[Observation]:
-        sums: dict[tuple[tuple[str, str], ...], float] = {}
-        for measured in list(_measured):
-            for figure in measured.figures():
-                if figure.name == name:
-                    labels = tuple(sorted(figure.attributes.items()))
-                    sums[labels] = sums.get(labels, 0) + figure.value
-        return [Observation(value, dict(labels)) for labels, value in sums.items()]
+        with _lock:
+            _add_up_ended()
+            sources, sums = list(_sources), dict(_ended)
+        for source in sources:
+            _add(sums, source.read())
+        return [
+            Observation(value, dict(labels))
+            for (told, labels), value in sums.items()
+            if told == name
+        ]
 
     return read
