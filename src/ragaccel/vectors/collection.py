@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
+import msgspec
 import numpy as np
 
 from ragaccel import telemetry
@@ -32,6 +33,7 @@ from ragaccel.vectors.metric import check_vectors
 from ragaccel.vectors.records import Changes, CollectionStats, Hit, Record
 from ragaccel.vectors.slab import SLAB
 from ragaccel.vectors.store import Store, settings
+from ragaccel.vectors.upkeep import StoppableSlab, Upkeep
 from ragaccel.vectors.watch import SearchTrace, watched
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 _DATABASE: Final = "collection.sqlite"
 _FOLLOW_TRIES: Final = 100
+_AT_ONCE_ROWS: Final = 20_000
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system
 T = TypeVar("T")
 
@@ -90,6 +93,7 @@ class VectorCollection(Forkable):
         self._store, self._writer = store, lock
         self._lock = ReadWriteLock()
         self._filters = FilterCache()
+        self._upkeep = Upkeep()
         self._closed = False
         with _open_lock:
             _open_collections.add(self)
@@ -104,6 +108,7 @@ class VectorCollection(Forkable):
         metric: Metric = "cosine",
         compression: Compression | CompressionSpec = "auto",
         recall: float = 0.99,
+        memory_mb: float | None = None,
         read_only: bool = False,
         durable: bool = False,
     ) -> Self:
@@ -114,8 +119,11 @@ class VectorCollection(Forkable):
             dim: Dimensions of the vectors; by default told by the first ones.
             metric: "cosine", "ip" (inner product) or "l2"; scores are higher for nearer rows.
             compression: A codec, a `CompressionSpec`, or "auto": exact while the collection is
-                small, 1 bit per dimension from 4,096 rows on.
+                small; from 4,096 rows on what `choose` finds on the rows themselves, and again
+                whenever they have become eight times as many.
             recall: The recall@10 against exact search that rescoring is set to keep, 0 to 1.
+            memory_mb: The most that the codes may take where the collection chooses; 1/24 of the
+                vectors by default.
             read_only: Follow a collection that another process writes.
             durable: Let every call wait until the disk has what it wrote. What was acknowledged
                 survives a killed process either way, and after a power failure the collection
@@ -144,7 +152,10 @@ class VectorCollection(Forkable):
             known = folder is not None and (folder / SLAB).exists()
             file = folder and folder / _DATABASE
             db = Database(file, read_only=not writable, known=known, durable=durable)
-            chosen = settings(db, dim, metric, asked, recall, writable=writable)
+            memory = None if memory_mb is None else int(memory_mb * 1e6)
+            chosen = settings(
+                db, dim, metric, asked, recall, memory_bytes=memory, writable=writable
+            )
             return cls(folder, Store(folder, db, chosen, writable=writable), lock)
         except BaseException:
             if lock is not None:
@@ -191,6 +202,7 @@ class VectorCollection(Forkable):
             store = self._writable()
             check_vectors(array, self.dim)  # another thread may have decided it meanwhile
             store.write(list(rows.values()), array[list(rows)])
+            self._keep_up(store)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete rows; unknown ids are passed over.
@@ -261,6 +273,7 @@ class VectorCollection(Forkable):
 
     def close(self) -> None:
         """Store the codes and let go of files and the right to write; twice is fine."""
+        self._upkeep.stop()
         with self._lock.write():
             if self._closed:
                 return
@@ -370,8 +383,7 @@ class VectorCollection(Forkable):
                     allowed = None if where is None else self._passed(db, where)
                     found: list[Found] = [([], []) for _ in queries]
                     if store.index is not None:
-                        slots = None if allowed is None else allowed.slots
-                        found = store.index.search(queries, k, slots, exact=exact)
+                        found = store.index.search(queries, k, allowed, exact=exact)
                     wanted = sorted({slot for _, slots in found for slot in slots})
                     rows = database.records(db, wanted)
                     raw = store.raw(db, wanted) if vectors else {}
@@ -403,7 +415,10 @@ class VectorCollection(Forkable):
                 found = database.records(db, slots)
                 raw = store.raw(db, slots) if vectors else {}
             if vectors:
-                found = {slot: replace(one, vector=raw[slot]) for slot, one in found.items()}
+                found = {
+                    slot: msgspec.structs.replace(one, vector=raw[slot])
+                    for slot, one in found.items()
+                }
             # Any new row might pass the filter: one more is asked for than was found.
             self._tell(np.zeros((1, self.dim or 0), np.float32), len(slots) + 1, [([], slots)])
         if order is None:
@@ -557,7 +572,38 @@ class VectorCollection(Forkable):
 
     def _remove(self, find: Callable[[Any], Iterable[int]]) -> int:
         with self._lock.write():
-            return self._writable().remove(find)
+            store = self._writable()
+            removed = store.remove(find)
+            self._keep_up(store)
+            return removed
+
+    def _keep_up(self, store: Store) -> None:
+        """Do what is due: at once where that is short, else in the background; lock held."""
+        index = store.index
+        if index is not None and index.is_due:
+            if index.live_count <= _AT_ONCE_ROWS:
+                index.keep_up()
+            else:
+                self._upkeep.begin(self._remake)
+
+    def _remake(self) -> None:
+        """Make the codes anew beside searches and writes, which are held up at the end only."""
+        with self._lock.read():
+            index = self._store.index
+            if self._closed or index is None:
+                return
+            slab = StoppableSlab(index.slab, self._upkeep.stopping)
+            plan = replace(index.plan(), slab=slab)
+        judged = plan.judge()
+        with self._lock.write():
+            if self._store.index is not index or index.retune(*judged):
+                return
+        segment = plan.run(judged)
+        with self._lock.write():
+            if self._store.index is index and not self._closed:
+                index.adopt(segment)
+                if self._writer is not None:
+                    self._store.save_segment()
 
     def _settled(self, look: Callable[[], T]) -> T:
         """Look, and if a writer elsewhere gave room of rows back meanwhile, look again.
@@ -576,6 +622,7 @@ class VectorCollection(Forkable):
         if self.read_only and not self._closed and self._store.is_behind():
             with self._lock.write():
                 self._store.follow()
+                self._keep_up(self._store)
 
     def _tell(self, queries: NDArray[np.float32], k: int, found: Sequence[Found]) -> None:
         """Tell a watcher what was found, so that it can see when that is no longer right."""

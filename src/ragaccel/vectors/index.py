@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from ragaccel.vectors import calibrate
 from ragaccel.vectors import metric as metrics
 from ragaccel.vectors.buffer import Buffer
+from ragaccel.vectors.choose import choose_spec
+from ragaccel.vectors.rescore import rescored
 from ragaccel.vectors.segment import Segment
-from ragaccel.vectors.spec import AUTO, COMPRESS_FROM_ROWS, CompressionSpec
+from ragaccel.vectors.spec import COMPRESS_FROM_ROWS, CompressionSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,37 +21,57 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ragaccel.vectors.rowset import RowSet
     from ragaccel.vectors.slab import Slab
     from ragaccel.vectors.spec import Metric
 
     Found = tuple[list[float], list[int]]
 
 #: A filter that leaves no more rows than this is answered by comparing with all of them.
-_EXACT_FILTER_ROWS: Final = 20_000
-_BLOCK_ROWS: Final = 32_768
+_EXACT_ROWS: Final = 2048
 _SEAL_ROWS: Final = 1024
 _MIN_TRAIN_ROWS: Final = 1024
-_LADDER: Final = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_CALIBRATION_QUERIES: Final = 256
-_K: Final = 10
-_Z: Final = 1.645  # one-sided 95%
+_SAMPLE_ROWS: Final = 20_000
 _GROWTH: Final = 2
-_NOISE: Final = 1.5
-_SEED: Final = 20_261_123
+_CHOOSE_GROWTH: Final = 8
+_MOST_DEAD: Final = 0.3
+_LEAST_LIMIT: Final = 32  # oversampling that is no reason to make a codec new
+_FULL = CompressionSpec("float32")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a collection's user asked of its index.
+
+    Attributes:
+        metric: How vectors are scored.
+        spec: The compression; None lets the index choose.
+        recall: The recall@10 to keep.
+        memory_bytes: The most that codes may take where the index chooses; None for 1/24 of the
+            vectors.
+    """
+
+    metric: Metric
+    spec: CompressionSpec | None
+    recall: float
+    memory_bytes: int | None = None
+
+    @property
+    def compress_from(self) -> int:
+        """Rows from which compression pays."""
+        return COMPRESS_FROM_ROWS if self.spec is None else _MIN_TRAIN_ROWS
 
 
 class Index:
     """Finds slots by vector; knows no documents. Callers hold the collection's lock."""
 
-    def __init__(
-        self, dim: int, metric: Metric, spec: CompressionSpec | None, recall: float, slab: Slab
-    ) -> None:
+    def __init__(self, dim: int, asked: Asked, slab: Slab) -> None:
         self.dim = dim
         self.slab = slab
-        self._metric: Metric = metric
-        self._asked = spec
-        self._floor = recall
+        self.asked = asked
+        self._metric: Metric = asked.metric
         self._live = np.zeros(0, dtype=bool)
+        self._live_bitmap: NDArray[np.uint8] | None = None
         self._buffer = Buffer(dim)
         self._segment: Segment | None = None
         self._tombstones = 0
@@ -58,12 +82,12 @@ class Index:
     @property
     def spec(self) -> CompressionSpec:
         """What the rows are kept with now."""
-        return CompressionSpec("float32") if self._segment is None else self._segment.spec
+        return _FULL if self._segment is None else self._segment.spec
 
     @property
     def estimated_recall(self) -> float:
-        """Recall@10 as it was estimated when the oversampling was set."""
-        return 1.0 if self._segment is None else self._segment.recall
+        """Recall@10 as it was estimated when the effort was set."""
+        return 1.0 if self._segment is None else self._segment.recall or 0.0
 
     @property
     def live(self) -> NDArray[np.bool_]:
@@ -73,7 +97,7 @@ class Index:
     @property
     def bytes_used(self) -> int:
         """Bytes in memory: codes, recent rows, tombstones, and a slab that is in memory."""
-        codes = 0 if self._segment is None else self._segment.bytes_used
+        codes = 0 if self._segment is None else self._segment.codes.bytes_used
         slab: int = getattr(self.slab, "bytes_used", 0)
         return codes + self._buffer.bytes_used + self._live.nbytes + slab
 
@@ -90,6 +114,7 @@ class Index:
         if not len(slots):
             return
         self._live[slots] = False
+        self._live_bitmap = None
         self.live_count -= len(slots)
         if self._segment is not None:
             self._tombstones += int((slots < self._segment.end).sum())
@@ -112,37 +137,96 @@ class Index:
 
     def seal(self, *, flush: bool = False) -> None:
         """Compress buffered rows that are in the slab, once they are enough to pay."""
-        spec = self._asked or AUTO
-        if spec.exact or not len(self._buffer):
+        if self._is_exact or self._segment is None or not len(self._buffer):
             return
-        if self._segment is None:
-            if len(self._buffer) < self._compress_from:
-                return
-            self._segment = Segment.train(spec, self._metric, self._buffer.rows)
-        elif len(self._buffer) < _SEAL_ROWS and not flush:
-            return
+        if len(self._buffer) >= _SEAL_ROWS or flush:
+            slots, rows = self._buffer.take()
+            stored = slots < self.slab.end
+            self._segment.add(slots[stored], rows[stored])
+            self._buffer.add(slots[~stored], rows[~stored])
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the segment needs work: there is none yet, rows doubled, or many are dead.
+
+        So a codec follows the rows as they drift, and dead rows are let go.
+        """
+        if self._is_exact:
+            return False
+        segment = self._segment
+        if segment is None:
+            least = self.asked.compress_from
+            return self.live_count >= least and self._live[: self.slab.end].sum() >= least
+        return (
+            segment.recall is None
+            or self.live_count >= _GROWTH * segment.rows_when_made
+            or self._many_dead
+        )
+
+    @property
+    def _many_dead(self) -> bool:
+        segment = self._segment
+        return segment is not None and self._tombstones > _MOST_DEAD * segment.codes.rows
+
+    @property
+    def _is_outworn(self) -> bool:
+        return self._many_dead or self.plan().is_outgrown
+
+    def plan(self) -> Plan:
+        """Return what making the segment anew takes; see `Plan`."""
+        slots = np.flatnonzero(self._live[: self.slab.end])
+        return Plan(self.asked, self.slab, slots, self._segment)
+
+    def retune(self, queries: NDArray[np.float32], right: NDArray[np.int64]) -> bool:
+        """Set the effort anew, unless that is not enough any more and the codec has to be made new.
+
+        Args:
+            queries: Stand-ins for questions, prepared, shape (m, dim).
+            right: What `calibrate.truth` gave for them.
+
+        Returns:
+            Whether the segment serves as it is.
+        """
+        segment = self._segment
+        if segment is None or (segment.recall is not None and self._is_outworn):
+            return False
+        tried = replace(segment)
+        kept = calibrate.set_effort(tried, queries, right, self.asked.recall)
+        limit = max(_LEAST_LIMIT, _GROWTH * segment.effort.oversample)
+        if segment.recall is not None and (not kept or tried.effort.oversample > limit):
+            return False
+        segment.effort, segment.recall = tried.effort, tried.recall
+        segment.rows_when_made = self.live_count
+        return True
+
+    def adopt(self, segment: Segment | None) -> None:
+        """Put a segment that was made by a plan in the place of the present one.
+
+        Rows that were sealed while it was made are encoded, rows that died are tombstones.
+        """
         slots, rows = self._buffer.take()
-        stored = slots < self.slab.end
-        self._segment.add(slots[stored], rows[stored])
-        self._buffer.add(slots[~stored], rows[~stored])
-        if self._segment.trained_rows * _GROWTH <= self.live_count or not self._segment.recall:
-            self._calibrate(self._segment)
+        sealed = 0 if self._segment is None else self._segment.end
+        self._segment, self._tombstones = segment, 0
+        if segment is None:
+            stored = np.flatnonzero(self._live[: self.slab.end])
+            self._buffer.add(stored, self._prepared(stored))
+            kept = slots >= self.slab.end
+        else:
+            self._encode(segment, np.flatnonzero(self._live[segment.end : sealed]) + segment.end)
+            self._tombstones = segment.codes.rows - int(self._live[: segment.end].sum())
+            kept = slots >= segment.end
+        self._buffer.add(slots[kept], rows[kept])
 
     def compact(self) -> None:
-        """Encode all live rows of the slab anew, with a codec trained on them."""
-        spec = self._asked or AUTO
-        slots = np.flatnonzero(self._live[: self.slab.end])
-        self._segment, self._tombstones = None, 0
-        late_slots, late_rows = self._buffer.take()
-        late = late_slots >= self.slab.end
-        if spec.exact or len(slots) < self._compress_from:
-            self._buffer.add(slots, self._prepared(slots))
-        else:
-            sample = slots[:: max(1, len(slots) // _BLOCK_ROWS)]
-            self._segment = Segment.train(spec, self._metric, self._prepared(sample))
-            self._encode(self._segment, slots)
-            self._calibrate(self._segment)
-        self._buffer.add(late_slots[late], late_rows[late])
+        """Make the segment anew from the live rows of the slab."""
+        self.adopt(self.plan().run())
+
+    def keep_up(self) -> None:
+        """Do what is due, at once."""
+        plan = self.plan()
+        judged = plan.judge()
+        if not self.retune(*judged):
+            self.adopt(plan.run(judged))
 
     def restore(
         self,
@@ -152,66 +236,51 @@ class Index:
     ) -> None:
         """Take in the stored rows: those the segment lacks are encoded or buffered."""
         self._mark_live(live)
-        if self._segment is not None:
-            missing = live[(live >= self._segment.end) & (live < self.slab.end)]
-            self._encode(self._segment, missing)
-            inside = int((live < self._segment.end).sum())
-            self._tombstones = self._segment.rows - inside
-            if not self._segment.recall and inside:
-                self._calibrate(self._segment)
+        segment = self._segment
+        if segment is not None:
+            self._encode(segment, live[(live >= segment.end) & (live < self.slab.end)])
+            self._tombstones = segment.codes.rows - int(self._live[: segment.end].sum())
+            if segment.recall is None:
+                self.retune(*self.plan().judge())
         else:
-            stored = live[live < self.slab.end]
-            self._buffer.add(stored, self._prepared(stored))
-            self.seal()
+            self.compact()
         late = fresh_slots >= self.slab.end
         self._buffer.add(fresh_slots[late], metrics.prepare(fresh_vectors[late], self._metric))
 
     def load(self, file: Path, is_known: Callable[[str], bool]) -> None:
-        """Read the stored segment; a missing or damaged one is rebuilt by `restore`."""
-        spec = self._asked or AUTO
-        if not spec.exact:
-            self._segment = Segment.load(file, spec, self.dim, self._metric, self._floor, is_known)
+        """Read the stored segment; a missing or damaged one is made anew when it is due."""
+        if not self._is_exact:
+            asked = self.asked
+            self._segment = Segment.load(
+                file, asked.spec, self.dim, asked.metric, asked.recall, is_known
+            )
 
     def save(self, file: Path, rows_of: str) -> None:
         """Store the segment, if there is one."""
         if self._segment is None:
             file.unlink(missing_ok=True)
         else:
-            self._segment.save(file, rows_of, self._floor)
+            self._segment.save(file, rows_of, self.asked.recall)
 
     @property
-    def _compress_from(self) -> int:
-        return COMPRESS_FROM_ROWS if self._asked is None else _MIN_TRAIN_ROWS
+    def _is_exact(self) -> bool:
+        return self.asked.spec is not None and self.asked.spec.exact
 
     def _encode(self, segment: Segment, slots: NDArray[np.int64]) -> None:
-        for start in range(0, len(slots), _BLOCK_ROWS):
-            part = slots[start : start + _BLOCK_ROWS]
+        for part in calibrate.blocks(slots):
             segment.add(part, self._prepared(part))
-
-    def _calibrate(self, segment: Segment) -> None:
-        """Set the least oversampling whose recall is at the floor, with 95% certainty."""
-        segment.trained_rows = max(segment.trained_rows, self.live_count)
-        queries = self._pseudo_queries(_CALIBRATION_QUERIES)
-        truth = self._exact(queries, _K, None)
-        asked = segment.spec.oversample
-        for rung in _LADDER if asked is None else (asked,):
-            segment.oversample = rung
-            segment.recall = _overlap(self._compressed(queries, _K, None), truth)
-            variance = segment.recall * (1 - segment.recall) / (len(queries) * _K)
-            if segment.recall - _Z * float(np.sqrt(variance)) >= self._floor:
-                return
 
     # -- search ------------------------------------------------------------------------------------
 
     def candidates(self, k: int) -> int:
         """Return how many candidates a search for k rows rescores per query."""
-        return k * self._segment.oversample if self._segment is not None else k
+        return k if self._segment is None else k * self._segment.effort.oversample
 
     def search(
         self,
         queries: NDArray[np.float32],
         k: int,
-        allowed: NDArray[np.int64] | None,
+        allowed: RowSet | None,
         *,
         exact: bool = False,
     ) -> list[Found]:
@@ -220,64 +289,89 @@ class Index:
         Args:
             queries: Raw queries, shape (m, dim).
             k: Rows per query.
-            allowed: Slots that may be found, ascending; None for all.
+            allowed: Slots that may be found; None for all.
             exact: Compare with every vector.
         """
         prepared = metrics.prepare(queries, self._metric)
-        few = allowed is not None and len(allowed) <= _EXACT_FILTER_ROWS
-        if exact or few:
+        few = allowed is not None and len(allowed) <= max(_EXACT_ROWS, self.candidates(k))
+        if exact or few or self._segment is None:
             return self._exact(prepared, k, allowed)
-        return self._compressed(prepared, k, allowed)
+        return self._compressed(self._segment, prepared, k, allowed)
 
     def recall(self, queries: NDArray[np.float32], k: int) -> float:
         """Return recall@k of raw queries (m, dim) against exact search."""
-        prepared = metrics.prepare(queries, self._metric)
-        return _overlap(self._compressed(prepared, k, None), self._exact(prepared, k, None))
+        return self._recall(metrics.prepare(queries, self._metric), k)
 
     def recall_on_rows(self, queries: int, k: int) -> float:
         """Return recall@k of vectors made from the rows as stand-ins for questions."""
-        prepared = self._pseudo_queries(queries)
-        return _overlap(self._compressed(prepared, k, None), self._exact(prepared, k, None))
+        slots = np.flatnonzero(self._live[: self.slab.end])
+        if not len(slots):
+            return 1.0
+        return self._recall(calibrate.stand_ins(self.slab, slots, queries, self._metric), k)
+
+    def _recall(self, prepared: NDArray[np.float32], k: int) -> float:
+        if self._segment is None:
+            return 1.0
+        found = self._compressed(self._segment, prepared, k, None)
+        return _overlap(found, self._exact(prepared, k, None))
 
     def _compressed(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
+        self, segment: Segment, queries: NDArray[np.float32], k: int, allowed: RowSet | None
     ) -> list[Found]:
-        if self._segment is None:
-            return self._exact(queries, k, allowed)
-        mask = None
+        count = k * segment.effort.oversample
         if allowed is not None:
-            mask = np.zeros(self._segment.end, dtype=bool)
-            mask[allowed[allowed < self._segment.end]] = True
-        elif self._tombstones:
-            mask = self._live[: self._segment.end]
-        count = k * self._segment.oversample
-        found = self._segment.candidates(queries, count, mask)
+            probes = segment.codes.most_probes if segment.spec.structure == "ivf" else None
+            found = segment.candidates(queries, count, allowed.bitmap, probes)
+        else:
+            found = self._living_candidates(segment, queries, count)
         best = self._recent(queries, k, allowed)
         for at, query in enumerate(queries):
-            slots = np.sort(found[at][found[at] >= 0])
-            scores = metrics.scores(query[None, :], self._prepared(slots), self._metric)[0]
+            scores, slots = rescored(self.slab, query, found[at], k, self._metric)
             best[at] = _merge(best[at], scores, slots, k)
         return best
 
-    def _exact(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
-    ) -> list[Found]:
+    def _living_candidates(
+        self, segment: Segment, queries: NDArray[np.float32], count: int
+    ) -> NDArray[np.int64]:
+        """Return candidates without dead ones: asking for more is faster than a bitmap.
+
+        Where the dead lie close together, more are not enough, and the bitmap is taken after all.
+        """
+        if not self._tombstones:
+            return segment.candidates(queries, count)
+        rows = segment.codes.rows
+        more = min(rows, int(count / max(1 - self._tombstones / rows, 0.1)) + 1)
+        found = segment.candidates(queries, more)
+        found[(found < 0) | ~self._live[found]] = -1
+        if more < rows and ((found >= 0).sum(axis=1) < min(count, rows - self._tombstones)).any():
+            if self._live_bitmap is None:
+                self._live_bitmap = np.packbits(self._live, bitorder="little")
+            return segment.candidates(queries, count, self._live_bitmap)
+        return found
+
+    def _exact(self, queries: NDArray[np.float32], k: int, allowed: RowSet | None) -> list[Found]:
         best = self._recent(queries, k, allowed)
         end = 0 if self._segment is None else self._segment.end
-        slots = np.flatnonzero(self._live[:end]) if allowed is None else allowed[allowed < end]
-        for start in range(0, len(slots), _BLOCK_ROWS):
-            part = slots[start : start + _BLOCK_ROWS]
-            self._scan(queries, part, self._prepared(part), k, best)
+        slots = np.flatnonzero(self._live[:end]) if allowed is None else allowed.slots
+        if allowed is not None:
+            slots = slots[: np.searchsorted(slots, end)]
+        for part in calibrate.blocks(slots):
+            rows = self.slab.read(part)
+            if len(queries) == 1:
+                scores, kept = metrics.nearest_raw(queries[0], rows, k, self._metric)
+                best[0] = _merge(best[0], scores, part[kept], k)
+            else:
+                self._scan(queries, part, metrics.prepare(rows, self._metric), k, best)
         return best
 
-    def _recent(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None
-    ) -> list[Found]:
+    def _recent(self, queries: NDArray[np.float32], k: int, allowed: RowSet | None) -> list[Found]:
+        best: list[Found] = [([], []) for _ in queries]
+        if not len(self._buffer):
+            return best
         slots, rows = self._buffer.slots, self._buffer.rows
         if allowed is not None:
-            keep = np.isin(slots, allowed, assume_unique=True)
+            keep = allowed.contains(slots)
             slots, rows = slots[keep], rows[keep]
-        best: list[Found] = [([], []) for _ in queries]
         self._scan(queries, slots, rows, k, best)
         return best
 
@@ -300,22 +394,6 @@ class Index:
     def _prepared(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         return metrics.prepare(self.slab.read(slots), self._metric)
 
-    def _pseudo_queries(self, count: int) -> NDArray[np.float32]:
-        """Return prepared vectors as far from the rows as real questions are.
-
-        Rows themselves are found too easily. A row with noise of 1.5 times its length has a cosine
-        of .55 to its nearest row; on the four real sets of questions that this was chosen on, the
-        recall of such vectors was that of the questions or lower, at every oversampling.
-        """
-        slots = np.flatnonzero(self._live[: self.slab.end])
-        generator = np.random.default_rng(_SEED)
-        chosen = generator.choice(slots, min(count, len(slots)), replace=False)
-        rows = self.slab.read(np.sort(chosen))
-        noise = generator.standard_normal(rows.shape, dtype=np.float32)
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        noise *= _NOISE * lengths / np.linalg.norm(noise, axis=1, keepdims=True)
-        return metrics.prepare(rows + noise, self._metric)
-
     def _mark_live(self, slots: NDArray[np.int64]) -> None:
         if not len(slots):
             return
@@ -325,13 +403,72 @@ class Index:
             grown[: len(self._live)] = self._live
             self._live = grown
         self._live[slots] = True
+        self._live_bitmap = None
         self.live_count += len(slots)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Making a segment anew, without the collection's lock: the rows of a slab never change.
+
+    Attributes:
+        asked: What the user asked.
+        slab: The raw vectors.
+        slots: Those that lived when the plan was made, all in the slab.
+        old: The segment there was, whose compression is taken over unless it has outgrown it.
+    """
+
+    asked: Asked
+    slab: calibrate.Rows
+    slots: NDArray[np.int64]
+    old: Segment | None
+
+    @property
+    def is_outgrown(self) -> bool:
+        """Whether the rows have become so many that another compression may be better."""
+        old = self.old
+        grown = old is None or len(self.slots) >= _CHOOSE_GROWTH * old.codes.rows
+        return self.asked.spec is None and grown
+
+    def judge(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return stand-ins for questions, prepared, and their right answers."""
+        metric = self.asked.metric
+        queries = calibrate.stand_ins(self.slab, self.slots, calibrate.QUERIES, metric)
+        return queries, calibrate.truth(self.slab, self.slots, queries, metric)
+
+    def run(
+        self, judged: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+    ) -> Segment | None:
+        """Choose, train, encode and set the effort; None where compression does not pay.
+
+        Args:
+            judged: What `judge` gave, if it was asked already.
+        """
+        asked, slots = self.asked, self.slots
+        if len(slots) < asked.compress_from or (asked.spec is not None and asked.spec.exact):
+            return None
+        step = max(1, len(slots) // _SAMPLE_ROWS)
+        sample = metrics.prepare(self.slab.read(slots[::step]), asked.metric)
+        segment = Segment.train(self._spec(sample), asked.metric, sample, len(slots))
+        for part in calibrate.blocks(slots):
+            segment.add(part, metrics.prepare(self.slab.read(part), asked.metric))
+        calibrate.set_effort(segment, *(judged or self.judge()), asked.recall)
+        return segment
+
+    def _spec(self, sample: NDArray[np.float32]) -> CompressionSpec:
+        asked, old = self.asked, self.old
+        if asked.spec is not None:
+            return asked.spec
+        if old is not None and (old.recall or 0) >= asked.recall and not self.is_outgrown:
+            return old.spec
+        return choose_spec(sample, len(self.slots), asked.metric, asked.recall, asked.memory_bytes)
 
 
 def _merge(found: Found, scores: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> Found:
     """Return the k highest scores with their slots; of equal scores the lower slot first."""
-    scores = np.concatenate((np.array(found[0], np.float32), scores))
-    slots = np.concatenate((np.array(found[1], np.int64), slots))
+    if found[1]:
+        scores = np.concatenate((np.array(found[0], np.float32), scores))
+        slots = np.concatenate((np.array(found[1], np.int64), slots))
     order = np.lexsort((slots, -scores))[:k]
     return scores[order].tolist(), slots[order].tolist()
 

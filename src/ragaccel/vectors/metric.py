@@ -120,12 +120,35 @@ def nearest(
         k: How many rows are wanted.
         metric: See `scores`.
     """
-    if len(rough) > k:
-        least = np.partition(rough, len(rough) - k)[len(rough) - k]
-        size = abs(least)
-        if metric == "l2":  # rough distances are differences of squared lengths, and as exact
-            size += float(query @ query)
-        kept = np.flatnonzero(rough >= least - _ROUNDING * (1 + size))
-    else:
-        kept = np.arange(len(rough))
+    kept = _at_least(query, rough, k, metric)
     return scores(query[None, :], rows[kept], metric)[0], kept
+
+
+def nearest_raw(
+    query: NDArray[np.float32], rows: NDArray[np.float32], k: int, metric: Metric
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return what `nearest` does of raw rows, of which only the nearest are prepared."""
+    rough = rows @ query
+    if metric == "cosine":
+        squares = np.einsum("ij,ij->i", rows, rows)
+        if not _SAFE[0] < squares.min(initial=1) <= squares.max(initial=1) < _SAFE[1]:
+            rows = prepare(rows, metric)
+            return nearest(query, rows, rows @ query, k, metric)
+        rough /= np.sqrt(squares)
+    elif metric == "l2":
+        rough = 2 * rough - np.einsum("ij,ij->i", rows, rows) - query @ query
+    kept = _at_least(query, rough, k, metric)
+    return scores(query[None, :], prepare(rows[kept], metric), metric)[0], kept
+
+
+def _at_least(
+    query: NDArray[np.float32], rough: NDArray[np.float32], k: int, metric: Metric
+) -> NDArray[np.int64]:
+    """Return the positions of rows among which the k nearest surely are."""
+    if len(rough) <= k:
+        return np.arange(len(rough))
+    least = np.partition(rough, len(rough) - k)[len(rough) - k]
+    size = abs(least)
+    if metric == "l2":  # rough distances are differences of squared lengths, and as exact
+        size += float(query @ query)
+    return np.flatnonzero(rough >= least - _ROUNDING * (1 + size))

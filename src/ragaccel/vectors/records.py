@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from ragaccel.vectors.spec import CompressionSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """A stored row.
 
     Attributes:
@@ -43,8 +42,7 @@ class Record:
     vector: NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hit(Record):
+class Hit(Record, frozen=True):
     """A found row and its exact score; higher is nearer."""
 
     score: float = 0.0

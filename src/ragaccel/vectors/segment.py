@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import faiss as _typed_faiss
 import msgspec
 import numpy as np
 import xxhash
 
-faiss: Any = _typed_faiss  # its stubs describe the C++ signatures, not the Python ones
+from ragaccel.vectors.engines import Effort, faiss_engine
+from ragaccel.vectors.spec import CompressionSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,26 +20,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from ragaccel.vectors.spec import CompressionSpec, Metric
+    from ragaccel.vectors.engines import Codes
+    from ragaccel.vectors.spec import Metric
 
-_MAGIC: Final = b"ragaccel-segment-1\n"
-_TRAIN_ROWS: Final = 20_000
-_SEED: Final = 20_261_123
-_LIST_ID_BYTES: Final = 8
+_MAGIC: Final = b"ragaccel-segment-2\n"
 
 
 class _Head(msgspec.Struct):
+    """What stands before the codes in the file.
+
+    Attributes:
+        floor: The recall that the effort was set for.
+        rows_of: Names the state of the collection that the codes were made from.
+        checksum: xxh3-64 of this head, without the checksum, and of the codes.
+    """
+
     codec: str
+    structure: str
+    asked_oversample: int | None
     dim: int
     metric: str
-    trained_rows: int
+    rows_when_made: int
     oversample: int
-    recall: float
+    probes: int
+    recall: float | None
     floor: float
-    asked_oversample: int | None
     end: int
     rows_of: str
-    checksum: int
+    checksum: int = 0
 
 
 @dataclass
@@ -50,72 +58,58 @@ class Segment:
         spec: What the codes are made with.
         dim: Dimensions of the vectors.
         metric: How they are scored.
-        trained_rows: Rows there were when the codec was trained.
-        oversample: Candidates per result that keep the collection's recall.
-        recall: Recall@10 that was estimated with them.
+        codes: The codes.
+        rows_when_made: Rows there were when the segment was made or its effort last set.
+        effort: How hard searches try, so that they keep the collection's recall.
+        recall: Recall@10 that was estimated with it; None while the effort is to be set.
         end: One more than the highest slot that was added.
     """
 
     spec: CompressionSpec
     dim: int
     metric: Metric
-    trained_rows: int
-    oversample: int
-    recall: float
-    end: int
-    _index: Any
+    codes: Codes
+    rows_when_made: int
+    effort: Effort = Effort()  # noqa: RUF009 - it is frozen
+    recall: float | None = None
+    end: int = 0
 
     @classmethod
-    def train(cls, spec: CompressionSpec, metric: Metric, prepared: NDArray[np.float32]) -> Self:
-        """Make an empty segment with a codec trained on a sample of prepared rows (n, dim)."""
-        dim = prepared.shape[1]
-        padded = spec.padded(dim)
-        kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
-        index = faiss.index_factory(padded, spec.factory(padded), kind)
-        rows = len(prepared)
-        if rows > _TRAIN_ROWS:
-            chosen = np.random.default_rng(_SEED).choice(rows, _TRAIN_ROWS, replace=False)
-            prepared = prepared[np.sort(chosen)]
-        index.train(_pad(prepared, padded))
-        return cls(spec, dim, metric, rows, spec.oversample or 1, 0.0, 0, index)
-
-    @property
-    def bytes_used(self) -> int:
-        """Bytes of the codes and row numbers."""
-        return int(self._index.ntotal * (_LIST_ID_BYTES + self._index.code_size))
-
-    @property
-    def rows(self) -> int:
-        """Rows that were encoded, deleted ones included."""
-        return int(self._index.ntotal)
+    def train(
+        cls, spec: CompressionSpec, metric: Metric, sample: NDArray[np.float32], rows: int
+    ) -> Self:
+        """Make an empty segment with a codec trained on prepared rows (n, dim), for `rows` rows."""
+        codes = faiss_engine.train(spec, metric, sample, rows)
+        return cls(spec, sample.shape[1], metric, codes, rows)
 
     def add(self, slots: NDArray[np.int64], prepared: NDArray[np.float32]) -> None:
         """Encode prepared rows (n, dim) under their slots (n,)."""
         if len(slots):
-            self._index.add_with_ids(_pad(prepared, self._index.d), slots)
+            self.codes.add(slots, prepared)
             self.end = max(self.end, int(slots[-1]) + 1)
 
     def candidates(
-        self, queries: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None
+        self,
+        queries: NDArray[np.float32],
+        count: int,
+        allowed: NDArray[np.uint8] | None = None,
+        probes: int | None = None,
     ) -> NDArray[np.int64]:
         """Return the best slots by their codes.
 
         Args:
             queries: Prepared queries, shape (m, dim).
             count: Candidates per query.
-            allowed: By slot, whether it may be found; None allows all.
+            allowed: Bitmap by slot of what may be found; None allows all.
+            probes: See `Effort`; the segment's own by default.
 
         Returns:
             Slots of shape (m, count); -1 where there are no more.
         """
-        parameters = faiss.SearchParametersIVF(nprobe=1)
-        if allowed is not None:
-            bitmap = np.packbits(allowed, bitorder="little")
-            parameters = faiss.SearchParametersIVF(nprobe=1, sel=faiss.IDSelectorBitmap(bitmap))
-        count = max(1, min(count, self._index.ntotal))
-        _, slots = self._index.search(_pad(queries, self._index.d), count, params=parameters)
-        found: NDArray[np.int64] = slots
-        return found
+        count = max(1, min(count, self.codes.rows))
+        if probes is None:
+            probes = self.effort.probes
+        return self.codes.search(queries, count, min(probes, self.codes.most_probes), allowed)
 
     def save(self, file: Path, rows_of: str, floor: float) -> None:
         """Write the segment, so that it is there whole or not at all.
@@ -123,19 +117,18 @@ class Segment:
         Args:
             file: Where.
             rows_of: Names the state of the collection that the codes were made from.
-            floor: The recall that the oversampling was set for.
+            floor: The recall that the effort was set for.
         """
-        body = faiss.serialize_index(self._index).tobytes()
-        unsealed = _Head(
-            self.spec.codec, self.dim, self.metric, self.trained_rows, self.oversample,
-            self.recall, floor, self.spec.oversample, self.end, rows_of, 0,
+        body = self.codes.to_bytes().data
+        head = _Head(
+            self.spec.codec, self.spec.structure, self.spec.oversample, self.dim, self.metric,
+            self.rows_when_made, *self.effort, self.recall, floor, self.end, rows_of,
         )  # fmt: skip
-        head = msgspec.json.encode(
-            msgspec.structs.replace(unsealed, checksum=_checksum(unsealed, body))
-        )
+        head.checksum = _checksum(head, body)
         temporary = file.with_name(file.name + ".new")
         with temporary.open("wb") as out:
-            out.write(_MAGIC + head + b"\n" + body)
+            out.write(_MAGIC + msgspec.json.encode(head) + b"\n")
+            out.write(body)
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(file)
@@ -144,7 +137,7 @@ class Segment:
     def load(
         cls,
         file: Path,
-        spec: CompressionSpec,
+        spec: CompressionSpec | None,
         dim: int,
         metric: Metric,
         floor: float,
@@ -154,43 +147,49 @@ class Segment:
 
         Args:
             file: Where.
-            spec: The asked compression.
+            spec: The asked compression; None takes any.
             dim: Dimensions of the vectors.
             metric: How they are scored.
-            floor: The recall to keep; if the oversampling was set for another one, the segment's
-                `recall` is 0, which asks for a new setting.
+            floor: The recall to keep; if the effort was set for another one, the segment's `recall`
+                is None.
             is_known: Tells whether the collection went through a state of that name.
         """
         try:
-            data = file.read_bytes()
+            data = np.fromfile(file, dtype=np.uint8)
         except FileNotFoundError:
             return None
-        head_end = data.find(b"\n", len(_MAGIC))
-        if not data.startswith(_MAGIC) or head_end < 0:
+        found = _head(data)
+        if found is None:
             return None
-        body = data[head_end + 1 :]
-        try:
-            head = msgspec.json.decode(data[len(_MAGIC) : head_end], type=_Head)
-            unsealed = msgspec.structs.replace(head, checksum=0)
-            whole = head.checksum == _checksum(unsealed, body)
-        except (msgspec.DecodeError, UnicodeError):
+        head, body = found
+        asked = spec or CompressionSpec(head.codec, head.structure)  # type: ignore[arg-type]
+        of_kind = (asked.codec, asked.structure, dim, metric)
+        if of_kind != (head.codec, head.structure, head.dim, head.metric):
             return None
-        asked = (spec.codec, dim, metric)
-        if not whole or (head.codec, head.dim, head.metric) != asked or not is_known(head.rows_of):
+        if not is_known(head.rows_of):
             return None
-        index = faiss.deserialize_index(np.frombuffer(body, dtype=np.uint8))
-        same = (head.floor, head.asked_oversample) == (floor, spec.oversample)
-        recall = head.recall if same else 0.0
-        return cls(spec, dim, metric, head.trained_rows, head.oversample, recall, head.end, index)
+        same = head.floor == floor and asked.oversample == head.asked_oversample
+        return cls(
+            asked, dim, metric, faiss_engine.load(asked, dim, body), head.rows_when_made,
+            Effort(head.oversample, head.probes), head.recall if same else None, head.end,
+        )  # fmt: skip
 
 
-def _checksum(head: _Head, body: bytes) -> int:
-    return xxhash.xxh3_64_intdigest(msgspec.json.encode(head) + body)
+def _head(data: NDArray[np.uint8]) -> tuple[_Head, NDArray[np.uint8]] | None:
+    """Return the head and the codes of a file, or None if it is none or is damaged."""
+    start = data[: len(_MAGIC) + 4096].tobytes()
+    end = start.find(b"\n", len(_MAGIC))
+    if not start.startswith(_MAGIC) or end < 0:
+        return None
+    try:
+        head = msgspec.json.decode(start[len(_MAGIC) : end], type=_Head)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+    body = data[end + 1 :]
+    return (head, body) if head.checksum == _checksum(head, body.data) else None
 
 
-def _pad(rows: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
-    if rows.shape[1] == dim:
-        return np.ascontiguousarray(rows)
-    padded = np.zeros((len(rows), dim), dtype=np.float32)
-    padded[:, : rows.shape[1]] = rows
-    return padded
+def _checksum(head: _Head, body: memoryview) -> int:
+    digest = xxhash.xxh3_64(msgspec.json.encode(msgspec.structs.replace(head, checksum=0)))
+    digest.update(body)
+    return digest.intdigest()

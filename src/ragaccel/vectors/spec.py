@@ -7,37 +7,57 @@ from typing import Any, Final, Literal, get_args
 
 from ragaccel.errors import ConfigurationError
 
-Codec = Literal["float32", "float16", "int8", "pq"]
+Codec = Literal[
+    "float32", "float16", "bfloat16", "int8", "int4", "pq", "pq2", "pq6",
+    "rabitq1", "rabitq2", "rabitq3", "rabitq4", "rabitq5", "rabitq6", "rabitq7", "rabitq8",
+]  # fmt: skip
+Structure = Literal["flat", "ivf", "hnsw"]
 Compression = Codec | Literal["auto"]
 Metric = Literal["cosine", "ip", "l2"]
 
 #: Rows that are searched exactly before compression pays.
 COMPRESS_FROM_ROWS: Final = 4096
-#: Dimensions that one 4-bit code of the product quantizer stands for.
-_PQ_DIMENSIONS = 4
+#: Dimensions that one 4-bit code of a product quantizer stands for.
+PQ_DIMENSIONS: Final = {"pq2": 2, "pq": 4, "pq6": 6}
+#: Codecs that a graph can be built over.
+_IN_GRAPHS: Final = ("float32", "float16", "bfloat16", "int8", "int4")
 
 
 @dataclass(frozen=True)
 class CompressionSpec:
-    """A codec and how far its candidates are rescored.
+    """A codec, the structure that its codes are searched through, and how far they are rescored.
 
     Attributes:
-        codec: "float32" (exact, in memory), "float16", "int8" (scalar quantizers) or "pq" (product
-            quantizer, 4-bit codes of 4 dimensions: 1 bit per dimension).
+        codec: "float32", "float16" and "bfloat16"; "int8" and "int4" (scalar quantizers); "pq"
+            (product quantizer, 4 bits for 4 dimensions), "pq2" and "pq6" (4 bits for 2 and for 6);
+            "rabitq1" to "rabitq8" (random rotation, so many bits for each dimension).
+        structure: "flat" compares with every code; "ivf" with those of the lists nearest to the
+            query, for a million rows and more; "hnsw" walks a graph, which takes the most memory
+            and the longest to build.
         oversample: Candidates per asked result that are rescored with exact scores; None lets the
             collection find the least that keeps its recall.
 
     Source: Jégou et al., Product Quantization for Nearest Neighbor Search, 2011; André et al.,
-    Quicker ADC, 2019 (fast scan).
+    Quicker ADC, 2019 (fast scan); Gao and Long, RaBitQ, 2024; Malkov and Yashunin, HNSW, 2018.
     """
 
     codec: Codec
+    structure: Structure = "flat"
     oversample: int | None = None
 
     def __post_init__(self) -> None:
-        if self.codec not in get_args(Codec):
+        for name, value, kind in (
+            ("codec", self.codec, Codec),
+            ("structure", self.structure, Structure),
+        ):
+            if value not in get_args(kind):
+                raise ConfigurationError(
+                    f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}."
+                )
+        if self.structure == "hnsw" and self.codec not in _IN_GRAPHS:
             raise ConfigurationError(
-                f"codec must be one of {', '.join(get_args(Codec))}, got {self.codec!r}."
+                f'structure="hnsw" takes the codecs {", ".join(_IN_GRAPHS)}, got {self.codec!r}; '
+                'use structure="flat" or "ivf" with it.'
             )
         given: Any = self.oversample
         if given is not None and (not isinstance(given, int) or given < 1):
@@ -47,28 +67,8 @@ class CompressionSpec:
 
     @property
     def exact(self) -> bool:
-        """Whether the codec keeps the vectors themselves."""
-        return self.codec == "float32"
-
-    def padded(self, dim: int) -> int:
-        """Return the dimension that the codec works in; vectors are padded with zeros."""
-        return -(-dim // _PQ_DIMENSIONS) * _PQ_DIMENSIONS
-
-    def factory(self, dim: int) -> str:
-        """Return the faiss factory string for a padded dimension.
-
-        One inverted list is an exhaustive scan that, unlike the flat form, takes selectors and
-        keeps our own row numbers.
-        """
-        return (
-            "IVF1,"
-            + {
-                "float32": "Flat",
-                "float16": "SQfp16",
-                "int8": "SQ8",
-                "pq": f"PQ{dim // _PQ_DIMENSIONS}x4fs",
-            }[self.codec]
-        )
+        """Whether every vector itself is kept and compared with."""
+        return self.codec == "float32" and self.structure == "flat"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments that make an equal spec."""

@@ -20,7 +20,7 @@ from ragaccel.errors import (
     DimensionMismatchError,
 )
 from ragaccel.vectors import blocks, database, integrity
-from ragaccel.vectors.index import Index
+from ragaccel.vectors.index import Asked, Index
 from ragaccel.vectors.integrity import SEGMENT
 from ragaccel.vectors.records import Changes
 from ragaccel.vectors.slab import SLAB, FileSlab, MemorySlab
@@ -53,14 +53,16 @@ class Settings:
     Attributes:
         id: The collection's own id, made once; a copy of its folder has another.
         metric: How vectors are scored.
-        compression: The asked codec; None lets the collection choose.
+        compression: The asked compression; None lets the collection choose.
         recall: The recall@10 that rescoring keeps.
+        memory_bytes: The most that the codes may take where the collection chooses.
     """
 
     id: str
     metric: Metric
     compression: CompressionSpec | None
     recall: float
+    memory_bytes: int | None = None
 
 
 def settings(
@@ -70,6 +72,7 @@ def settings(
     compression: CompressionSpec | None,
     recall: float,
     *,
+    memory_bytes: int | None = None,
     writable: bool,
 ) -> Settings:
     """Return the settings, storing them first where the collection is new.
@@ -95,7 +98,7 @@ def settings(
             f"the collection holds vectors of {meta['dim']} dimensions, got dim={dim}."
         )
     own = f"{meta['id']}.{db.place}" if db.place else meta["id"]
-    return Settings(own, metric, compression, recall)
+    return Settings(own, metric, compression, recall, memory_bytes)
 
 
 class Store:
@@ -325,8 +328,9 @@ class Store:
         slab: MemorySlab | FileSlab = MemorySlab(dim)
         if self._folder is not None:
             slab = FileSlab(self._folder / SLAB, dim, slab_end, writable=self._writable)
-        asked = self.settings
-        return Index(dim, asked.metric, asked.compression, asked.recall, slab)
+        of = self.settings
+        asked = Asked(of.metric, of.compression, of.recall, of.memory_bytes)
+        return Index(dim, asked, slab)
 
     def _fresh(self, db: sqlite3.Connection, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return raw vectors that are not in the slab yet, or were moved there a moment ago."""

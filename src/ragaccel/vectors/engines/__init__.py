@@ -1,0 +1,84 @@
+"""Engines: libraries that keep codes and find the nearest of them. Another one is one more file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ragaccel.vectors.spec import CompressionSpec, Metric
+
+
+class Effort(NamedTuple):
+    """How hard a search tries.
+
+    Attributes:
+        oversample: Candidates per asked result.
+        probes: Inverted lists that are looked into, or nodes of a graph that are kept in view;
+            nothing to a flat structure.
+    """
+
+    oversample: int = 1
+    probes: int = 1
+
+
+class Codes(Protocol):
+    """Codes of rows, each under its slot."""
+
+    @property
+    def rows(self) -> int:
+        """How many were added."""
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes that codes, slots and links take."""
+
+    @property
+    def most_probes(self) -> int:
+        """The most that `Effort.probes` can mean; 1 for a flat structure."""
+
+    def add(self, slots: NDArray[np.int64], prepared: NDArray[np.float32]) -> None:
+        """Encode prepared rows (n, dim) under their slots (n,), ascending and new."""
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        count: int,
+        probes: int,
+        allowed: NDArray[np.uint8] | None,
+    ) -> NDArray[np.int64]:
+        """Return the best slots by their codes.
+
+        Args:
+            queries: Prepared queries, shape (m, dim).
+            count: How many per query.
+            probes: See `Effort`.
+            allowed: Bitmap by slot (little-endian bits) of what may be found; None allows all.
+
+        Returns:
+            Slots, int64 of shape (m, count); -1 where there are no more.
+        """
+
+    def to_bytes(self) -> NDArray[np.uint8]:
+        """Return everything, as `Engine.load` takes it."""
+
+
+class Engine(Protocol):
+    """Makes codes."""
+
+    def train(
+        self, spec: CompressionSpec, metric: Metric, sample: NDArray[np.float32], rows: int
+    ) -> Codes:
+        """Return empty codes whose quantizer was trained.
+
+        Args:
+            spec: The codec and structure.
+            metric: How vectors are scored; cosine is the inner product of prepared vectors.
+            sample: Prepared rows to train on, float32 of shape (n, dim).
+            rows: About how many rows will be added.
+        """
+
+    def load(self, spec: CompressionSpec, dim: int, data: NDArray[np.uint8]) -> Codes:
+        """Return codes from what `Codes.to_bytes` gave."""
