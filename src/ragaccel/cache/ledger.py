@@ -7,8 +7,8 @@ same however many entries there are, and an answer that was being computed while
 changed does not stand either.
 
 Marks are written down by namespace, so that a tenant who strikes much crowds out nobody: when a
-ledger is full, the tenant with the most marks has the older half of them put together into one
-strike of everything of the tenant's from before.
+ledger is full, the tenants with the most marks have the oldest of them put together into one
+strike of everything of theirs from before.
 """
 
 from __future__ import annotations
@@ -102,14 +102,15 @@ class Strikes:
         floor: Entries from before this number do not stand.
     """
 
-    __slots__ = ("_struck", "floor", "ledger", "seq")
+    __slots__ = ("_count", "_struck", "floor", "ledger", "seq")
 
     def __init__(self, ledger: int, seq: int = 0, floor: int = 0) -> None:
         self.ledger, self.seq, self.floor = ledger, seq, floor
         self._struck: dict[bytes, dict[bytes, int]] = {}
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._struck.values()))
+        return self._count
 
     @property
     def position(self) -> Position:
@@ -124,29 +125,36 @@ class Strikes:
                 self.forget(seq)
                 continue
             marks = self._struck.setdefault(namespace, {})
+            before = len(marks)
             marks[mark] = max(seq, marks.get(mark, 0))
             if mark == namespace:
-                self._struck[namespace] = {
-                    one: at for one, at in marks.items() if at > seq or one == mark
-                }
+                kept = {one: at for one, at in marks.items() if at > seq or one == mark}
+                self._struck[namespace] = marks = kept
+            self._count += len(marks) - before
 
     def strike(self, namespace: bytes, marks: Iterable[bytes], seq: int = 0) -> None:
         """Write down a strike of this process's own, with a number of its own if it is higher."""
         following = max(self.seq + 1, seq)
         self.add([Strike(namespace, mark, following) for mark in marks])
-        if len(self._struck.get(namespace, ())) > CAPACITY // 2 and len(self) > CAPACITY:
-            self.fold()
+        self.fold()
 
     def fold(self) -> None:
-        """Put marks together, those of the namespace that has the most first."""
-        while len(self) > CAPACITY:
-            namespace, marks = max(self._struck.items(), key=lambda item: len(item[1]))
-            if len(marks) < FEW:  # so many namespaces that none has much to put together
-                marks = {mark: at for one in self._struck.values() for mark, at in one.items()}
-                self.forget(sorted(marks.values())[len(marks) // 2])
-            else:
-                middle = sorted(marks.values())[len(marks) // 2]
-                self.add([Strike(namespace, namespace, middle)])
+        """Put marks together where they are too many: an eighth of them, once in a long while.
+
+        Each namespace keeps as many of its newest marks as any other, so that only those that have
+        more lose any.
+        """
+        if self._count <= CAPACITY:
+            return
+        share = fair_share(map(len, self._struck.values()), CAPACITY * 7 // 8)
+        if share < FEW:  # so many namespaces that none has much to put together
+            numbers = sorted(at for marks in self._struck.values() for at in marks.values())
+            self.forget(numbers[len(numbers) // 2])
+            return
+        for namespace, marks in list(self._struck.items()):
+            if len(marks) > share:
+                oldest = sorted(marks.values())[-share]
+                self.add([Strike(namespace, namespace, oldest)])
 
     def forget(self, floor: int) -> None:
         """Let no entry from before a number stand, so that what was struck before it can go."""
@@ -156,6 +164,7 @@ class Strikes:
             for namespace, marks in self._struck.items()
             if (kept := {mark: seq for mark, seq in marks.items() if seq > self.floor})
         }
+        self._count = sum(map(len, self._struck.values()))
 
     def stand(self, position: Position, marks: bytes) -> bool:
         """Tell whether an entry of a position and with these joined marks may be served.
@@ -174,6 +183,17 @@ class Strikes:
             struck.get(marks[at : at + MARK_BYTES], 0) <= seq
             for at in range(0, len(marks), MARK_BYTES)
         )
+
+
+def fair_share(sizes: Iterable[int], total: int) -> int:
+    """Return the most that each may keep so that all together keep no more than a total."""
+    left = sorted(sizes)
+    for at, size in enumerate(left):
+        share = total // (len(left) - at)
+        if size >= share:
+            return share
+        total -= size
+    return left[-1] if left else 0
 
 
 class ProcessLedger(Forkable):
