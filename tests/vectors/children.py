@@ -5,14 +5,17 @@ Each role tells on its standard output how far it is.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from ragaccel import RagaccelError, VectorCollection
+from ragaccel.errors import CollectionError
 
 DIM = 8
 ROWS = 200
@@ -57,6 +60,42 @@ def write(folder, first):
             collection.flush()
         if number % 11 == 0:
             collection.compact()
+
+
+# -- a full disk -----------------------------------------------------------------------------------
+
+
+def fill(folder, kilobytes):
+    """Write until the disk is full, which a limit of the file size stands for; then go on."""
+    with VectorCollection.open(folder, compression="int8") as collection:
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(kilobytes) * 1024, most))
+        done = _until_full(collection, 0)
+        _tell(f"full {done}")
+        for refused in (collection.flush, collection.compact):
+            with contextlib.suppress(CollectionError):
+                refused()
+        _tell(f"rows {len(collection)} {len(collection.select(vectors=True))}")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        for number in range(done, done + 5):
+            put(collection, range(number * 40, number * 40 + 40), number)
+        collection.flush()
+        collection.verify()
+    _tell("ended")
+
+
+def _until_full(collection, number):
+    """Write rows, 40 per call, and return how many calls were acknowledged."""
+    while True:
+        try:
+            put(collection, range(number * 40, number * 40 + 40), number)
+        except CollectionError as error:
+            _tell(f"error {error}")
+            return number
+        number += 1
+        if number % 9 == 0:
+            with contextlib.suppress(CollectionError):
+                collection.flush()
 
 
 # -- others ----------------------------------------------------------------------------------------
@@ -116,6 +155,6 @@ def _tell(line):
 
 
 if __name__ == "__main__":
-    {one.__name__: one for one in (write, hold, churn, follow, fork)}[sys.argv[1]](
+    {one.__name__: one for one in (write, fill, hold, churn, follow, fork)}[sys.argv[1]](
         Path(sys.argv[2]), *sys.argv[3:]
     )

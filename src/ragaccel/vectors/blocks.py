@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from ragaccel.vectors.slab import FileSlab, checksum
+from ragaccel.vectors.slab import checksum
 
 if TYPE_CHECKING:
     import sqlite3
@@ -75,7 +75,7 @@ def stored(db: sqlite3.Connection) -> Iterator[Block]:
         yield from map(Block._make, db.execute("SELECT * FROM block ORDER BY first"))
 
 
-def give_up(db: sqlite3.Connection, slab: Slab, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def give_up(db: sqlite3.Connection, slab: Slab, live: NDArray[np.bool_]) -> bool:
     """Sum blocks anew without their dead rows, where many have died since the last time.
 
     A damaged block is left as it is, for `verify` to tell.
@@ -83,23 +83,30 @@ def give_up(db: sqlite3.Connection, slab: Slab, live: NDArray[np.bool_]) -> NDAr
     Args:
         db: A connection inside a transaction.
         slab: The rows.
-        live: By slot, whether its row lives.
+        live: By slot, whether its row lives; slots that are not told of do not.
 
     Returns:
-        By slot, whether its room can be given back once the transaction is on disk.
+        Whether there are such blocks; their room can go once the transaction is on disk.
     """
-    dead = ~live[: slab.end]
-    free = np.zeros(len(dead), dtype=bool)
-    if not isinstance(slab, FileSlab):
-        return free
-    for block in list(stored(db)):
+    dead = np.ones(slab.end, dtype=bool)
+    dead[: len(live)] = ~live[: slab.end]
+    renewed = []
+    for block in stored(db):
         gone = dead[block.first : block.end]
-        if (gone & ~block.given_back).mean() < _WORTH:
+        new = gone & ~block.given_back
+        if new.mean() < _WORTH and not (new.any() and gone.all()):
             continue
         rows = slab.read(np.arange(block.first, block.end))
         if block.is_whole(rows):
             rows[gone] = 0
-            new = checksum(rows), np.packbits(gone).tobytes(), block.first
-            db.execute("UPDATE block SET sum = ?, dead = ? WHERE first = ?", new)
-            free[block.first : block.end] = gone
+            renewed.append((checksum(rows), np.packbits(gone).tobytes(), block.first))
+    db.executemany("UPDATE block SET sum = ?, dead = ? WHERE first = ?", renewed)
+    return bool(renewed)
+
+
+def given_up(db: sqlite3.Connection, end: int) -> NDArray[np.bool_]:
+    """Return by slot, below `end`, whether its room can be given back, or was."""
+    free = np.zeros(end, dtype=bool)
+    for block in stored(db):
+        free[block.first : block.end] = block.given_back
     return free

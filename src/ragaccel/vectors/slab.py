@@ -149,10 +149,12 @@ class FileSlab:
         Nothing happens where the file system cannot do that.
         """
         assert self._file is not None  # noqa: S101 - read-only collections give nothing back
-        for first, end in runs(dead):
-            start = -(-first * self._row_bytes // _PAGE) * _PAGE
-            length = end * self._row_bytes // _PAGE * _PAGE - start
-            if length > 0 and not _punch(self._file, start, length):
+        edges = np.flatnonzero(np.diff(dead.astype(np.int8), prepend=0, append=0))
+        starts = -(-edges[::2] * self._row_bytes // _PAGE) * _PAGE
+        lengths = edges[1::2] * self._row_bytes // _PAGE * _PAGE - starts
+        whole = lengths > 0
+        for start, length in zip(starts[whole].tolist(), lengths[whole].tolist(), strict=True):
+            if not _punch(self._file, start, length):
                 return
 
     def close(self) -> None:
@@ -173,12 +175,6 @@ class FileSlab:
 def checksum(rows: NDArray[np.float32]) -> bytes:
     """Return the xxh3-64 of rows as they lie in the slab."""
     return xxhash.xxh3_64_digest(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
-
-
-def runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Return the runs of True as (first, end)."""
-    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def _opened(path: Path) -> int:

@@ -187,9 +187,9 @@ class Store:
         # Deletions must be on disk before their vectors go: power may fail in between.
         with self.db.write(synced=True) as db:
             database.trim(db, _LOG_ENTRIES)
-            free = blocks.give_up(db, self.index.slab, self.index.live)
-            if free.any():
+            if blocks.give_up(db, self.index.slab, self.index.live):
                 database.set_meta(db, given_back=database.given_back(db) + 1)
+            free = blocks.given_up(db, self.index.slab.end)
         if isinstance(self.index.slab, FileSlab):
             self.index.slab.give_back(free)
 

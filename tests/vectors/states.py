@@ -1,0 +1,33 @@
+"""What a collection of versioned rows holds, checked in every way that it can be read."""
+
+from __future__ import annotations
+
+from tests.vectors.children import batch, row_vector
+
+QUERY = row_vector(1, 0)
+
+
+def versions(collection):
+    """Return the version of each row, having checked that every read tells the same."""
+    records = collection.select(vectors=True)
+    for record in records:
+        row, version = record.metadata["row"], record.metadata["version"]
+        assert record.id == f"row-{row}"
+        assert record.vector.tobytes() == row_vector(row, version).tobytes()
+    stored = {record.metadata["row"]: record.metadata["version"] for record in records}
+    (hits,) = collection.search(QUERY, k=len(records) + 1, exact=True)
+    assert len(collection) == len(records) == len(stored) == len(hits)
+    assert {hit.metadata["row"]: hit.metadata["version"] for hit in hits} == stored
+    return stored
+
+
+def replay(number, *, delete_only=False):
+    """Return what is stored once a batch was written, or only its deletions were."""
+    stored = {}
+    for one in range(number + 1):
+        upserted, deleted = batch(one)
+        for row in deleted:
+            stored.pop(int(row), None)
+        if one < number or not delete_only:
+            stored.update(dict.fromkeys(map(int, upserted), one))
+    return stored
