@@ -6,6 +6,7 @@ values are taken out of the metadata by the SQL that filters use, and compared b
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,6 @@ from ragaccel.vectors import filters
 from ragaccel.vectors.filters import And, Field, Not, Or
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Mapping, Sequence
 
     from ragaccel.vectors.filters import Filter, Sql
@@ -36,9 +36,12 @@ _LISTED: Final = "(SELECT value FROM json_each(?))"
 
 def indexed(db: sqlite3.Connection) -> dict[str, int]:
     """Return the indexed fields and their numbers; none in a file of before there were any."""
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'field'").fetchone():
-        return {}
-    return dict(db.execute("SELECT key, id FROM field ORDER BY key"))
+    try:
+        return dict(db.execute("SELECT key, id FROM field ORDER BY key"))
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return {}
+        raise
 
 
 def create(db: sqlite3.Connection, key: Any) -> None:
@@ -71,7 +74,7 @@ def add(db: sqlite3.Connection, slots: Sequence[int]) -> None:
 
 def remove(db: sqlite3.Connection, slots: Sequence[int]) -> None:
     """Forget rows."""
-    if indexed(db):
+    if slots and indexed(db):
         db.execute(f"DELETE FROM attribute WHERE slot IN {_LISTED}", (filters.as_json(slots),))
 
 
