@@ -300,10 +300,11 @@ for number in range(10**9):
 """
 
 
-def test_twenty_kills_in_the_middle_of_writes(open_cache, folder):
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_in_the_middle_of_writes(open_cache, folder, kills):
     """Whatever a killed writer left is a value or a miss, and its locks are gone with it."""
     reader, draw = open_cache(), random.Random(9)
-    for lap in range(20):
+    for lap in range(kills):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(folder)],
             env={**os.environ, "PYTHONPATH": SOURCE},

@@ -143,11 +143,12 @@ class Tenants:
             assert len(found) == len(self._known[tenant])
 
 
-def test_a_million_operations_in_memory():
+@pytest.mark.parametrize("operations", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_operations_in_memory(operations):
     """Never a value of another tenant, and always the one that was stored last."""
     tenants = Tenants([MemoryLevel()], seed=1, exact=True)
-    tenants.run(1_000_000)
-    assert tenants.served > 500_000
+    tenants.run(operations)
+    assert tenants.served > operations / 2
 
 
 def test_operations_in_a_memory_that_is_too_small(monkeypatch):
@@ -158,13 +159,15 @@ def test_operations_in_a_memory_that_is_too_small(monkeypatch):
     assert tenants.served > 5_000
 
 
-def test_operations_over_memory_and_disk(tmp_path):
-    """The same with a level that others share."""
-    levels = [MemoryLevel(), DiskLevel(tmp_path / "cache.sqlite")]
-    tenants = Tenants(levels, seed=3, exact=True)
-    tenants.run(12_000)
-    assert tenants.served > 5_000
-    levels[1].close()
+@pytest.mark.parametrize("seeds", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_operations_over_memory_and_disk(tmp_path, seeds):
+    """The same with a level that others share: 100,000 operations on each of some files."""
+    for seed in range(seeds):
+        levels = [MemoryLevel(), DiskLevel(tmp_path / f"{seed}.sqlite")]
+        tenants = Tenants(levels, seed=100 + seed, exact=True)
+        tenants.run(100_000)
+        assert tenants.served > 50_000
+        levels[1].close()
 
 
 def test_operations_over_a_small_disk(tmp_path):
@@ -174,15 +177,6 @@ def test_operations_over_a_small_disk(tmp_path):
     tenants.run(6_000)
     assert tenants.served > 500
     disk.close()
-
-
-@pytest.mark.slow
-def test_a_million_operations_over_memory_and_disk(tmp_path):
-    """Also with reopened files now and then."""
-    for seed in range(10):
-        levels = [MemoryLevel(), DiskLevel(tmp_path / f"{seed}.sqlite")]
-        Tenants(levels, seed=100 + seed, exact=True).run(100_000)
-        levels[1].close()
 
 
 def test_names_that_would_meet_if_they_were_joined(tmp_path):
