@@ -36,6 +36,7 @@ def original(tmp_path_factory):
             document_ids=[f"document-{at % 7}" for at in range(ROWS)],
         )
         collection.delete(names(100))
+        collection.create_index("n")
         collection.flush()
     return folder
 
@@ -77,6 +78,7 @@ def test_what_it_tells(folder):
     assert 0.9 < found["codes"]["recall"] <= 1
     assert found["files"]["vectors.bin"] == (ROWS) * 64 * 4
     assert found["metadata"] == {"even": {"boolean": ROWS - 100}, "n": {"integer": ROWS - 100}}
+    assert found["indexes"] == ["n"]
     assert (found["damaged"], found["damaged_codes"], found["without_checksum"]) == ([], [], 0)
 
     drawn = inspect(folder)
@@ -156,7 +158,7 @@ def test_what_cannot_be_read(folder, damage):
 def test_a_collection_of_an_older_release(folder):
     """Without tables of checksums, rows are told as unchecked."""
     with contextlib.closing(sqlite3.connect(folder / "collection.sqlite")) as db:
-        db.executescript("DROP TABLE block; DROP TABLE living;")
+        db.executescript("DROP TABLE block; DROP TABLE living; PRAGMA user_version = 1;")
     found = told(folder, "--check")
     assert (found["without_checksum"], found["damaged"]) == (ROWS, [])
     with VectorCollection.open(folder, compression="int8") as collection:

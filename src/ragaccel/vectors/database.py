@@ -233,9 +233,18 @@ def live_slots(db: sqlite3.Connection) -> NDArray[np.int64]:
 
 
 def fresh(db: sqlite3.Connection, dim: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return slots and vectors that are not in the slab yet."""
+    """Return slots and vectors that are not in the slab yet.
+
+    Raises:
+        CorruptCollectionError: A vector is not as long as it should be.
+    """
     rows = db.execute("SELECT slot, vector FROM fresh ORDER BY slot").fetchall()
     slots = np.array([slot for slot, _ in rows], dtype=np.int64)
+    if any(len(vector) != 4 * dim for _, vector in rows):
+        raise CorruptCollectionError(
+            f"recent rows have vectors that are not of {dim} dimensions; restore the folder from "
+            "a backup."
+        )
     data = b"".join(vector for _, vector in rows)
     return slots, np.frombuffer(data, dtype=np.float32).reshape(len(rows), dim)
 

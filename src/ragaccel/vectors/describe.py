@@ -7,7 +7,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ragaccel.errors import CollectionError, CollectionNotFoundError, CorruptCollectionError
-from ragaccel.vectors import blocks, database, integrity
+from ragaccel.vectors import blocks, database, fields, integrity
 from ragaccel.vectors.integrity import SEGMENT
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _DATABASE: Final = "collection.sqlite"
 _TRIES: Final = 5
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system
-_OWN: Final = {"doc", "doc_document", "fresh", "change", "meta", "block", "living"}
 
 
 def describe(folder: Path, *, check: bool = False) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def _described(db: sqlite3.Connection, folder: Path) -> dict[str, Any]:
         "files": _files(folder),
         "documents": _count(db, "SELECT count(DISTINCT document_id) FROM doc"),
         "metadata": _fields(db),
-        "indexes": _added(db),
+        "indexes": list(fields.indexed(db)),
     }
 
 
@@ -144,11 +143,3 @@ def _fields(db: sqlite3.Connection) -> dict[str, dict[str, int]]:
     for name, kind, rows in db.execute(sql):
         found.setdefault(name, {})[kind] = rows
     return found
-
-
-def _added(db: sqlite3.Connection) -> list[str]:
-    """Return the tables and indexes that were added to the ones every collection has."""
-    names = db.execute(
-        "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY name"
-    )
-    return [name for (name,) in names if name not in _OWN]

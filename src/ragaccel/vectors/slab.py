@@ -167,9 +167,13 @@ class FileSlab:
     def _mapped(self) -> NDArray[np.float32]:
         if self.end == 0:
             return np.zeros((0, self._dim), dtype=np.float32)
-        return np.asarray(
-            np.memmap(self._path, dtype=np.float32, mode="r", shape=(self.end, self._dim))
-        )
+        shape = self.end, self._dim
+        try:
+            return np.asarray(np.memmap(self._path, dtype=np.float32, mode="r", shape=shape))
+        except (OSError, ValueError) as error:
+            raise CorruptCollectionError(
+                f"{self._path} cannot be mapped, though rows are stored in it: {error}"
+            ) from error
 
 
 def checksum(rows: NDArray[np.float32]) -> bytes:

@@ -17,6 +17,7 @@ import numpy as np
 from ragaccel.errors import (
     CollectionError,
     ConfigurationError,
+    CorruptCollectionError,
     DimensionMismatchError,
 )
 from ragaccel.vectors import blocks, database, integrity
@@ -255,7 +256,7 @@ class Store:
         with self.db.snapshot() as db:
             is_known = database.mark_of(db, self.position.seq) == self.position.mark
             if self.index is None or not is_known:
-                self._reload()
+                self._load()  # too much has changed since the last look, or all of it
                 return
             meta = database.meta(db)
             position = database.position(db)
@@ -280,19 +281,13 @@ class Store:
             self._next_slot = meta.get("next_slot", 0)
             self.position = database.position(db)
             if meta.get("dim") is None:
+                self.index = None
                 return
             index = self._made(meta["dim"], meta.get("slab_end", 0))
             if self._folder is not None:
                 index.load(self._folder / SEGMENT, functools.partial(self._is_known, db))
             index.restore(self._live_slots(db), *database.fresh(db, index.dim))
             self.index = index
-
-    def _reload(self) -> None:
-        """Take in all anew: too much has changed since the last look, or all of it."""
-        if self.index is not None:
-            self.index.slab.close()
-            self.index = None
-        self._load()
 
     def _live_slots(self, db: sqlite3.Connection) -> NDArray[np.int64]:
         """Return the slots of all rows, ascending: those of a stored state, brought up to date."""
@@ -311,6 +306,8 @@ class Store:
         """Move vectors to the slab and compress; what cannot be moved now stays in SQLite."""
         try:
             self.checkpoint()
+        except CorruptCollectionError:
+            raise
         except CollectionError as error:
             _log.warning("vectors stay in the database for now: %s", error)
         else:
