@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from tests.vectors.children import batch, row_vector
 
 QUERY = row_vector(1, 0)
@@ -23,11 +25,12 @@ def versions(collection):
 
 def replay(number, *, delete_only=False):
     """Return what is stored once a batch was written, or only its deletions were."""
-    stored = {}
-    for one in range(number + 1):
-        upserted, deleted = batch(one)
-        for row in deleted:
-            stored.pop(int(row), None)
-        if one < number or not delete_only:
-            stored.update(dict.fromkeys(map(int, upserted), one))
-    return stored
+    upserted, deleted = batch(number)
+    gone = set(map(int, deleted))
+    stored = {row: version for row, version in _written(number - 1).items() if row not in gone}
+    return stored if delete_only else {**stored, **dict.fromkeys(map(int, upserted), number)}
+
+
+@functools.lru_cache(maxsize=100)
+def _written(number):
+    return replay(number) if number >= 0 else {}
