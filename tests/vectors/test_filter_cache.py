@@ -263,6 +263,7 @@ def test_a_filter_is_asked_once(asked):
 
     collection.delete(["row-8"])
     assert found(collection, Field("n", "ge", 8)) == ["row-9"]
+    assert collection.count(Field("n", "ge", 8)) == 1
     collection.upsert(["row-0", "new"], [[1.0], [1.0]], metadata=[{"n": 9}, {"n": 1}])
     assert found(collection, Field("n", "ge", 8)) == ["row-9", "row-0"]
     assert asked == [None, [], [10, 11]]
