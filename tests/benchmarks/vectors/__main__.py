@@ -62,6 +62,7 @@ class Run:
         place = self.work / "contenders" / f"{kind} {name} {folder}".replace("/", "-")
         place.mkdir(parents=True, exist_ok=True)
         full = {"kind": kind, "name": name, "data": str(self.work / folder), "work": str(place),
+                "core": self.asked.core,
                 **job}  # fmt: skip
         if "work" in job:
             full["work"] = str(self.work / job["work"])
@@ -107,7 +108,8 @@ def _call(job: dict[str, Any], timeout: float) -> subprocess.CompletedProcess[st
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        told = (error.stdout or b"").decode(errors="replace")
+        told = error.stdout or b""
+        told = told if isinstance(told, str) else told.decode(errors="replace")
         return subprocess.CompletedProcess(command, 1, told, f"took over {timeout:.0f} s")
 
 
@@ -172,6 +174,7 @@ def _arguments() -> argparse.Namespace:
     told.add_argument("--setting", default="auto@0.99", help="ours in filters and writes")
     told.add_argument("--timeout", type=float, default=_SLOW_BUILD_SECONDS, help="per contender")
     told.add_argument("--work", type=Path, help="keep vectors there for another run")
+    told.add_argument("--core", type=int, help="the one to measure on; by default the last")
     told.add_argument("--plot", type=Path)
     told.add_argument("--markdown", type=Path)
     told.add_argument("--json", type=Path, help="everything that was measured")

@@ -51,14 +51,13 @@ def measure(group: str, name: str, contender: Contender, data: Data, work: Path)
     for setting in contender(data, work):
         built, grown = time.perf_counter() - started, private_bytes() - before
         asked = [setting.question(query) for query in data.queries]
-        seconds, ratio = against(
-            setting.search, asked, lambda query: index.search(query, K), single
-        )
-        recall, count = _recall(setting, asked, data, seconds)
+        speed = against(setting.search, asked, lambda query: index.search(query, K), single)
+        recall, count = _recall(setting, asked, data, speed.seconds)
         resident = grown if setting.resident is None else setting.resident
         rows = len(data.base)
         yield Line(
-            group, name, setting.label, recall, ratio, seconds * 1e3, resident / rows,
+            group, name, setting.label, recall, speed.ratio, speed.cpu_ratio,
+            speed.seconds * 1e3, resident / rows,
             setting.how if setting.resident is not None else GROWN, grown / rows, built, count,
         )  # fmt: skip
         del asked
@@ -75,7 +74,7 @@ def _recall(setting: Setting, asked: list[Any], data: Data, seconds: float) -> t
 def main() -> None:
     """Do the job that the command line names."""
     job = json.loads(sys.argv[1])
-    hold_one_thread()
+    hold_one_thread(job["core"])
     data, work = datasets.load(Path(job["data"])), Path(job["work"])
     kind, name = job["kind"], job["name"]
     if kind in ("filters", "writes", "opening"):

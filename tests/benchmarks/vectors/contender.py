@@ -46,6 +46,7 @@ class Line:
     label: str
     recall: float
     ratio: float
+    cpu_ratio: float
     milliseconds: float
     bytes_per_vector: float
     how: str

@@ -32,17 +32,17 @@ def run(data: Data, work: Path, job: dict[str, Any]) -> Iterator[dict[str, Any]]
         ranks = ours.rank(data, name)
         for share in SHARES:
             most = max(K, int(share * len(data.base)))
-            seconds, ratio = against(
+            speed = against(
                 lambda query, name=name, most=most: ask(query, name, most), queries,
                 lambda query: ask(query, None, 0), queries, rounds=5,
             )  # fmt: skip
             allowed = np.flatnonzero(ranks < most)
-            few = max(10, min(_QUERIES, int(4 / seconds)))
+            few = max(10, min(_QUERIES, int(4 / speed.seconds)))
             yield {
                 "name": job["name"], "setting": setting, "filter": name, "share": share,
                 "recall": _recall(data, allowed, few, lambda q, n=name, m=most: ask(q, n, m),
                                   queries),
-                "milliseconds": seconds * 1e3, "times": 1 / ratio,
+                "milliseconds": speed.seconds * 1e3, "times": 1 / speed.ratio,
             }  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def scann(data: Data, folder: Path) -> Iterator[Setting]:
     leaves = int(np.sqrt(len(base)))
     index = (
         peer.scann_ops_pybind.builder(base, K, "dot_product")
-        .tree(leaves, leaves_to_search=64, training_sample_size=min(len(base), 50_000))
+        .tree(leaves, num_leaves_to_search=64, training_sample_size=min(len(base), 50_000))
         .score_ah(2, anisotropic_quantization_threshold=0.2)
         .reorder(400)
         .build()

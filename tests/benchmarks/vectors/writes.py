@@ -12,6 +12,7 @@ import numpy as np
 
 from ragaccel.vectors import VectorCollection
 from tests.benchmarks.vectors import ours
+from tests.benchmarks.vectors.clock import private_bytes
 from tests.benchmarks.vectors.data import K, unit
 
 if TYPE_CHECKING:
@@ -72,15 +73,20 @@ def _spread(rows: int) -> list[str]:
 
 
 def _timed(what: str, call: Callable[[int], Any], bar: float) -> dict[str, Any]:
-    taken = []
+    taken, worked = [], []
     for at in range(_WRITES):
-        started = time.perf_counter()
+        started, working = time.perf_counter(), time.thread_time()
         call(at)
+        worked.append((time.thread_time() - working) * 1e3)
         taken.append((time.perf_counter() - started) * 1e3)
     return {
-        "what": what, "value": statistics.median(taken), "unit": "ms",
-        "more": f"p95 {np.quantile(taken, 0.95):.2f} ms, longest {max(taken):.1f} ms", "bar": bar,
-    }  # fmt: skip
+        "what": what,
+        "value": statistics.median(taken),
+        "unit": "ms",
+        "more": f"p95 {np.quantile(taken, 0.95):.2f} ms, longest {max(taken):.1f} ms; "
+        f"processor time {statistics.median(worked):.3f} ms",
+        "bar": bar,
+    }
 
 
 def opening(data: Data, work: Path, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -94,6 +100,7 @@ def opening(data: Data, work: Path, job: dict[str, Any]) -> Iterator[dict[str, A
     named = ours.options(job["settings"][0])
     for cold in ("nothing", "the raw vectors", "every file"):
         dropped = _drop(place, {"nothing": "", "the raw vectors": _SLAB, "every file": "*"}[cold])
+        before = private_bytes()
         started = time.perf_counter()
         collection = VectorCollection.open(place, **named)
         opened = (time.perf_counter() - started) * 1e3
@@ -107,7 +114,8 @@ def opening(data: Data, work: Path, job: dict[str, Any]) -> Iterator[dict[str, A
             "what": f"open {rows}, {state}", "value": opened, "unit": "ms",
             "more": f"then queries: first {taken[0]:.1f} ms, median of the first {_FIRST} "
             f"{statistics.median(taken[:_FIRST]):.1f} ms, of queries {9 * _FIRST} to "
-            f"{10 * _FIRST} {statistics.median(taken[-_FIRST:]):.2f} ms",
+            f"{10 * _FIRST} {statistics.median(taken[-_FIRST:]):.2f} ms; the process grew by "
+            f"{(private_bytes() - before) / len(data.base):.0f} B/vector",
             "bar": 1000.0 if cold == "nothing" else None,
         }  # fmt: skip
         collection.close()
