@@ -835,9 +835,6 @@ def test_an_unwritable_path_is_survived(tmp_path, caplog, face, kind):
     face.close(cache)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a ledger that cannot be read is a new one at each look, so nothing stands"
-)
 @UNWRITABLE
 def test_beside_an_unwritable_path_memory_works_on(tmp_path, face, kind):
     """Where the file cannot be, calls are answered by the rest of the cache."""

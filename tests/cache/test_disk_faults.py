@@ -155,11 +155,6 @@ def test_a_file_system_without_room(small_disk, when, caplog):
         assert cache.get("new") == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="DiskLedger: `_heard = b''` (heard nothing) equals what an empty epoch holds: a ledger "
-    "that failed once with the epoch empty looks again only when something is struck",
-)
 def test_a_full_disk_and_an_empty_epoch_are_got_over(small_disk):
     """Once there is room again, entries are served again."""
     ballast = small_disk / "ballast"
@@ -542,11 +537,6 @@ def run_threads(count: int, work: Callable[[int, list[Any]], None]) -> None:
     assert not wrong
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="DiskLevel.scan() reads and sorts the whole namespace for each batch of 256: eight "
-    "times the entries take 64 times as long",
-)
 def test_a_scan_reads_every_entry_once(tmp_path):
     """What a scan costs grows with the entries, not with their square."""
     took = []

@@ -419,11 +419,6 @@ def test_rows_with_values_of_another_type(tmp_path, column, odd):
         assert cache.get("a") == "again"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="DiskLevel._select() compares `expires` in Python: a row whose time is no number fails "
-    "the whole call, also for the other keys of get_many()",
-)
 def test_one_odd_row_does_not_hide_the_others(tmp_path):
     """A row that cannot be read is a miss of its own key only."""
     with MultiLevelCache.open(tmp_path) as cache:

@@ -410,21 +410,13 @@ def move_folder(folder: Path) -> None:
     folder.rename(folder.with_name("moved"))
 
 
-DEAF = "an unlinked epoch file is read on: only the writer looks at st_nlink"
-MOVED = "the epoch of a folder that was moved away is read on"
+HARMS = [
+    garbage_in_epoch, empty_epoch, cut_epoch, unlink_epoch, new_epoch, unlink_file, garbage_in_file,
+    unlink_folder, move_folder,
+]  # fmt: skip
 
 
-def known(harm, reason):
-    return pytest.param(harm, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
-SEEN = [garbage_in_epoch, empty_epoch, cut_epoch, unlink_file, garbage_in_file]
-DEAFENING = [known(unlink_epoch, DEAF), known(new_epoch, DEAF)]
-HARMS = [*SEEN, *DEAFENING, known(unlink_folder, DEAF), move_folder]
-FIRST_THING = [*SEEN, *DEAFENING, known(unlink_folder, DEAF), known(move_folder, MOVED)]
-
-
-@pytest.mark.parametrize("harm", FIRST_THING)
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_strike_after_harm_to_the_files_reaches_a_memory(open_cache, harm, folder):
     """A cache that answers from its memory hears of a newcomer's strike the first time it asks."""
     there = open_cache()
@@ -469,11 +461,6 @@ def test_harm_to_the_epoch_costs_no_entries(two, harm, folder):
         assert [here.get("kept"), there.get("kept")] == [1, 1]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="DiskLedger._settle() writes an older number over the epoch's, instead of taking an "
-    "epoch that is ahead of the file as proof that strikes were lost",
-)
 def test_an_older_copy_of_the_file_brings_nothing_back(open_cache, folder):
     """A backup knows nothing of later strikes, but the epoch does."""
     with open_cache() as cache:
@@ -487,11 +474,6 @@ def test_an_older_copy_of_the_file_brings_nothing_back(open_cache, folder):
         assert cache.get("a") is MISSING
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="DiskLedger._read() asks only for strikes after those it knows, also of a file that "
-    "was put in the place of another",
-)
 def test_strikes_in_an_older_copy_of_the_file_are_heard(open_cache, folder):
     """The numbers of an older copy begin again where it was made."""
     with open_cache() as cache:
@@ -509,11 +491,6 @@ def test_strikes_in_an_older_copy_of_the_file_are_heard(open_cache, folder):
     assert here.get("a") is MISSING
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="DiskLedger._read() reads the number and the strikes in two transactions; clear or a "
-    "full ledger between them takes strikes away that it has not heard of",
-)
 def test_everything_struck_in_the_middle_of_hearing(two):
     """Who hears of strikes while another clears misses none of those before."""
     here, there = two
@@ -604,11 +581,6 @@ def test_the_folder_is_gone_and_cannot_come_back(open_cache, folder):
     wait_until(lambda: cache.get_or_compute("b", lambda: 2) == 2 and cache.get("b") == 2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="DiskLedger._hear() swallows every error: a ledger that cannot be read turns the whole "
-    "cache off, and nothing is logged or counted",
-)
 def test_a_ledger_that_cannot_be_read_is_reported(folder, open_cache, caplog):
     """A cache that serves nothing says so."""
     (folder / EPOCH).mkdir(parents=True)
@@ -635,11 +607,6 @@ def test_a_held_lock_does_not_hold_back_readers(two, folder):
         assert time.monotonic() - start < 5
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="DiskLedger._settle() waits 0.5 s for the lock on every call while the epoch is not "
-    "right (and on the event loop's thread)",
-)
 def test_a_held_lock_and_an_epoch_in_disorder_hold_nobody_back_for_long(two, folder):
     """One wait at most, not one in each look-up."""
     here, _ = two

@@ -336,11 +336,6 @@ def test_an_unrelated_strike_does_not_part_the_callers(stage):
     assert compute.calls == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="FileLeases are locks of the process (fcntl.lockf): two caches of one process over one "
-    "folder do not keep each other out; open file description locks (F_OFD_SETLK) would",
-)
 def test_two_caches_of_one_process_make_one_computation(stage):
     """Components that open the same folder each are like two processes."""
     compute = Compute()
@@ -354,11 +349,6 @@ def test_two_caches_of_one_process_make_one_computation(stage):
     assert compute.calls == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="closing any file descriptor of the lease file drops all its POSIX locks of the "
-    "process, also those of another cache",
-)
 def test_closing_one_cache_leaves_the_leases_of_another(stage):
     """Another process does not get a key that is being computed, because a cache was closed."""
     ready, end = threading.Event(), threading.Event()

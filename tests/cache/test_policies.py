@@ -558,11 +558,6 @@ def test_wrong_bounds(tmp_path):
             MemoryLevel(namespace_bytes=bound)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="DiskLevel._evict() recounts the table, through the overflow pages of every blob, in "
-    "each write once the bound is reached: 0.1 s per write at 100 MB, with the lock held",
-)
 def test_a_full_level_writes_about_as_fast_as_one_with_room(tmp_path):
     """What a write costs does not grow with what the level holds."""
 

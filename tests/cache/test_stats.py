@@ -282,9 +282,6 @@ def test_evictions_are_counted(tmp_path):
             assert usage.entries + usage.evictions == 300
 
 
-@pytest.mark.xfail(
-    strict=True, reason="DiskLevel._evict() counts entries that had expired as evictions"
-)
 def test_what_had_expired_was_not_evicted(tmp_path):
     """Evictions are entries that went for the size bound."""
     level = DiskLevel(tmp_path / "cache.sqlite", 50_000)

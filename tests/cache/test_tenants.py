@@ -267,11 +267,6 @@ def test_a_digest_of_another_tenant_is_of_no_use(tmp_path):
     levels[1].close()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the strikes of all tenants share one capacity: one that deletes or overwrites many "
-    "keys makes the entries of all others fall",
-)
 def test_a_tenant_that_deletes_much_costs_the_others_nothing(tmp_path, monkeypatch):
     """A noisy neighbour empties its own part only."""
     from ragaccel.cache.levels.disk import ledger as disk_ledger

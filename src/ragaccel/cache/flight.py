@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
+    from ragaccel.cache.ledger import Position
     from ragaccel.cache.values import Entry
 
 
@@ -34,11 +35,19 @@ class Outcome:
 class Flight:
     """One computation under way, and those who wait for it."""
 
-    __slots__ = ("_done", "_lock", "_wake", "loop", "outcome")
+    __slots__ = ("_done", "_lock", "_wake", "loop", "marks", "outcome", "position")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Begin a flight whose leader runs on `loop`, or on no loop."""
-        self.loop = loop
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop | None, position: Position, marks: bytes
+    ) -> None:
+        """Begin a flight.
+
+        Args:
+            loop: What its leader runs on, if on any.
+            position: Where the ledger stands.
+            marks: What is known already of what its answer is struck by.
+        """
+        self.loop, self.position, self.marks = loop, position, marks
         self.outcome: Outcome | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
@@ -102,18 +111,23 @@ class Flights(Forkable):
         self.landed = 0
         self.follow_forks()
 
-    def join(self, key: bytes, past: Flight | None = None) -> tuple[Flight, bool]:
+    def join(
+        self, key: bytes, position: Position, marks: bytes, fits: Callable[[Flight], bool]
+    ) -> tuple[Flight, bool]:
         """Return the key's flight, and whether the caller leads it.
 
         Args:
             key: The digest.
-            past: A flight whose answer is not right for the caller; another one is joined.
+            position: See `Flight`.
+            marks: See `Flight`.
+            fits: Tells of a flight whether its answer may be right for the caller; in the place of
+                one that does not fit another one begins.
         """
         with self._lock:
             flight = self._flights.get(key)
-            if flight is not None and flight is not past:
+            if flight is not None and fits(flight):
                 return flight, False
-            flight = self._flights[key] = Flight(running_loop())
+            flight = self._flights[key] = Flight(running_loop(), position, marks)
             return flight, True
 
     def is_under_way(self, key: bytes) -> bool:

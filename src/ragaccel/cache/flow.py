@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ragaccel import telemetry
 from ragaccel.cache.flight import Outcome, leading
-from ragaccel.cache.keys import Uncacheable
+from ragaccel.cache.keys import Uncacheable, key_mark
 from ragaccel.cache.lookup import Found, Store, claim, find, open_entry, write
 from ragaccel.cache.waiting import ASYNC, IO, SYNC
 from ragaccel.telemetry import attributes
@@ -53,7 +53,7 @@ async def find_or_compute(
         if found is not None:
             _tell(span, found)
             return _served(io, store, key, terms, found, compute)
-        flight, is_leader, outcome = await _join(io, store, key)
+        flight, is_leader, outcome = await _join(io, store, key, terms)
         if not is_leader:
             span.set({attributes.CACHE_HIT: False, attributes.CACHE_COALESCED: True})
             return await _follow(io, store, key, outcome, terms, compute)
@@ -84,15 +84,26 @@ def _served(
     return found.value
 
 
-async def _join(io: IO, store: Store, key: bytes) -> tuple[Flight, bool, Outcome | None]:
+async def _join(
+    io: IO, store: Store, key: bytes, terms: Terms[T]
+) -> tuple[Flight, bool, Outcome | None]:
     """Return the key's flight, whether the caller leads it, and otherwise how it ended.
 
-    What was struck while a flight was under way is no answer to those who came after the strike:
-    they see the next flight.
+    What was struck while a flight was under way is no answer to those who came after the strike.
+    They do not wait for a flight whose known marks were struck; of others the marks are seen when
+    it lands.
     """
-    arrived, past = store.ledger.position(), None
+    arrived, marks = store.ledger.position(), terms.marks() + key_mark(key)
+    past: Flight | None = None
+
+    def fits(flight: Flight) -> bool:
+        began = flight.position
+        return flight is not past and (
+            began == arrived or store.ledger.stands(began, time.time(), flight.marks)
+        )
+
     while True:
-        flight, is_leader = store.flights.join(key, past)
+        flight, is_leader = store.flights.join(key, arrived, marks, fits)
         if is_leader:
             return flight, True, None
         outcome = await io.wait(flight, store.flight_timeout)
@@ -177,7 +188,7 @@ async def _lead(
             raise
         outcome = Outcome(entry)
         flight.land(outcome)
-        if entry is not None and entry.is_kept:
+        if entry is not None and _is_worth_keeping(store, key, entry):
             await write(io, store, store.levels, (key, entry))
         return value
     finally:
@@ -197,6 +208,12 @@ async def _computed(
     except Uncacheable as reason:
         store.recorder.bypass(reason.reason)
         return value, None
+
+
+def _is_worth_keeping(store: Store, key: bytes, entry: Entry) -> bool:
+    """Tell whether a computed entry may take the place of what was stored meanwhile."""
+    _, position, marks = claim(key, entry)
+    return entry.is_kept and store.ledger.stands(position, entry.created, marks)
 
 
 async def _claim(
@@ -236,7 +253,9 @@ async def _refresh(
     compute: Callable[[], Awaitable[T]],
 ) -> None:
     """Compute a value anew while the old one is served; one caller of all processes does it."""
-    flight, is_leader = store.flights.join(key)
+    flight, is_leader = store.flights.join(
+        key, store.ledger.position(), terms.marks() + key_mark(key), lambda _: True
+    )
     if not is_leader:
         return
     outcome, right = ABANDONED, _Right()
@@ -251,7 +270,7 @@ async def _refresh(
             return
         _, entry = await _computed(store, flight, terms, compute)
         outcome = Outcome(entry)
-        if entry is not None and entry.is_kept:
+        if entry is not None and _is_worth_keeping(store, key, entry):
             await write(io, store, store.levels, (key, entry))
         name = "refresh_errors" if entry is None else "refreshed"
         store.recorder.count(terms.namespace, name)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import struct
 import threading
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from ragaccel.resources import Forkable
 
@@ -28,10 +29,18 @@ class Leases(Protocol):
         """Do what `release` does, without blocking the event loop."""
 
 
+_SETLK: Final[int | None] = getattr(fcntl, "F_OFD_SETLK", None)
+_FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock of Linux on 64 bits
+_HELD = fcntl.F_WRLCK
+_FREE = fcntl.F_UNLCK
+
+
 class FileLeases(Forkable):
     """Leases as locked bytes of a file: the system releases those of a process that dies.
 
-    Locks of this sort belong to a process, whose own calls single flight keeps apart.
+    On Linux the locks belong to the open file, so that two caches of one process over one folder
+    keep each other out too. Elsewhere they belong to the process, whose own calls single flight of
+    each cache keeps apart.
 
     Args:
         path: The file; it and its folder are made at the first use.
@@ -46,7 +55,7 @@ class FileLeases(Forkable):
     def acquire(self, key: bytes) -> bool:
         """Try to get the lease of a key; see `Leases`."""
         try:
-            fcntl.lockf(self._open(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(key))
+            _lock(self._open(), _HELD, _offset(key))
         except (BlockingIOError, PermissionError):
             return False
         return True
@@ -54,7 +63,7 @@ class FileLeases(Forkable):
     def release(self, key: bytes) -> None:
         """Give a lease back."""
         if self._file is not None:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(key))
+            _lock(self._file, _FREE, _offset(key))
 
     async def aacquire(self, key: bytes) -> bool:
         """Do what `acquire` does, which never waits."""
@@ -79,10 +88,19 @@ class FileLeases(Forkable):
             return self._file
 
     def after_fork_in_child(self) -> None:
-        """Begin with no lease; closing the parent's file here would not touch its locks."""
+        """Begin with no lease; closing the parent's file here does not touch its locks."""
         self._lock = threading.Lock()
         with contextlib.suppress(OSError):
             self.close()
+
+
+def _lock(file: int, kind: int, offset: int) -> None:
+    """Lock or free one byte of a file, without waiting."""
+    if _SETLK is not None:
+        fcntl.fcntl(file, _SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
+    else:
+        flags = fcntl.LOCK_UN if kind == _FREE else fcntl.LOCK_EX | fcntl.LOCK_NB
+        fcntl.lockf(file, flags, 1, offset)
 
 
 def _offset(key: bytes) -> int:

@@ -121,17 +121,22 @@ class Terms(Generic[T]):
             fresh = now + lifetime
             expires = fresh + self.policy.stale_while_revalidate
         read, written = self.kind.tokens(value)
+        struck_by = self.marks(self.kind.documents(value))
+        if len(struck_by) > MAX_MARKS * MARK_BYTES:
+            raise Uncacheable("marks")
         return Entry(
             now, fresh, expires, cost,
-            min(read, _MAX_TOKENS), min(written, _MAX_TOKENS), *position, self._marks(value), body,
+            min(read, _MAX_TOKENS), min(written, _MAX_TOKENS), *position, struck_by, body,
         )  # fmt: skip
 
-    def _marks(self, value: T) -> bytes:
-        documents = {*self.documents, *self.kind.documents(value)}
-        found = self.prefix + b"".join(marks(self.namespace, self.tags, documents))
-        if len(found) > MAX_MARKS * MARK_BYTES:
-            raise Uncacheable("marks")
-        return found
+    def marks(self, documents: Iterable[str] = ()) -> bytes:
+        """Return what an entry is struck by, joined.
+
+        Args:
+            documents: What it was made of, besides what is known before.
+        """
+        named = {*self.documents, *documents}
+        return self.prefix + b"".join(marks(self.namespace, self.tags, named))
 
 
 def marks(namespace: str, tags: Iterable[str], documents: Iterable[str]) -> list[bytes]:

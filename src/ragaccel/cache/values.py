@@ -206,7 +206,7 @@ def check_plain(value: Any, depth: int = 0) -> None:
 
 def _array_bytes(value: Any) -> bytes:
     shape = msgspec.msgpack.encode((value.dtype.str, value.shape))
-    return bytes((len(shape),)) + shape + value.tobytes()
+    return b"".join((bytes((len(shape),)), shape, value.tobytes()))
 
 
 def _array(data: Body, at: int) -> Any:

@@ -18,19 +18,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_VERSION: Final = 2
+VERSION: Final = 3
 _BUSY_SECONDS: Final = 0.5
 _SCHEMA: Final = (
     "DROP TABLE IF EXISTS entry",
     "DROP TABLE IF EXISTS total",
+    "DROP TABLE IF EXISTS ledger",
+    "DROP TABLE IF EXISTS strike",
     """CREATE TABLE entry (
       hash INTEGER PRIMARY KEY,
       key BLOB NOT NULL,
-      blob BLOB NOT NULL,
       expires REAL NOT NULL,
       written INTEGER NOT NULL,
       namespace BLOB NOT NULL,
-      size INTEGER NOT NULL
+      size INTEGER NOT NULL,
+      blob BLOB NOT NULL
     )""",
     "CREATE INDEX entry_expires ON entry (expires)",
     "CREATE INDEX entry_written ON entry (written)",
@@ -46,10 +48,15 @@ _SCHEMA: Final = (
       UPDATE total SET bytes = bytes - old.size, entries = entries - 1
         WHERE namespace IN (x'', old.namespace);
     END""",
-    "CREATE TABLE ledger (id INTEGER NOT NULL, seq INTEGER NOT NULL, floor INTEGER NOT NULL)",
-    "CREATE TABLE strike (mark BLOB PRIMARY KEY, seq INTEGER NOT NULL)",
+    """CREATE TABLE ledger (
+      id INTEGER NOT NULL, seq INTEGER NOT NULL, floor INTEGER NOT NULL, lost_until REAL NOT NULL
+    )""",
+    """CREATE TABLE strike (
+      namespace BLOB NOT NULL, mark BLOB NOT NULL, seq INTEGER NOT NULL,
+      PRIMARY KEY (namespace, mark)
+    ) WITHOUT ROWID""",
     "CREATE INDEX strike_seq ON strike (seq)",
-    f"PRAGMA user_version = {_VERSION}",
+    f"PRAGMA user_version = {VERSION}",
 )
 
 
@@ -138,16 +145,16 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _prepare(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
-    if _version(db) < _VERSION:
+    if _version(db) < VERSION:
         transact(db, lambda: _begin(db))
 
 
 def _begin(db: sqlite3.Connection) -> None:
-    if _version(db) == _VERSION:  # another process has begun it meanwhile
+    if _version(db) == VERSION:  # another process has begun it meanwhile
         return
     for statement in _SCHEMA:
         db.execute(statement)
-    db.execute("INSERT INTO ledger VALUES (?, 0, 0)", (secrets.randbits(62),))
+    db.execute("INSERT INTO ledger VALUES (?, 0, 0, 0)", (secrets.randbits(62),))
 
 
 def _version(db: sqlite3.Connection) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,8 @@ _PAGE_BYTES: Final = 4096
 _ROW_BYTES: Final = 160  # a row's columns, its places in three indexes, and what pages leave empty
 _ALL: Final = b""  # the row of `total` that counts every namespace
 _RETRY_AFTER: Final = 1.0
+_EVICTED_SHARE: Final = 50  # what is evicted at once beyond what has to be, as a part of the limit
+_GET: Final = "SELECT key, expires, blob FROM entry WHERE hash = ?"
 
 
 class DiskLevel:
@@ -70,7 +73,7 @@ class DiskLevel:
         written = time.time_ns()
         rows = {
             _hash(e.key): (
-                _hash(e.key), e.key, e.blob, e.expires, written, e.namespace, _size(e.blob)
+                _hash(e.key), e.key, e.expires, written, e.namespace, _size(e.blob), e.blob
             )
             for e in entries
         }  # fmt: skip
@@ -90,18 +93,27 @@ class DiskLevel:
 
     def scan(self, namespace: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the keys and blobs of a namespace, in batches; expired ones may be among them."""
-        after = -(2**63)
+        after = (-(2**63), -(2**63))
         while True:
-            rows = self._file.do(lambda db, after=after: _batch(db, namespace, after))  # type: ignore[misc]
-            for _, key, blob in rows:
+            rows = self._file.do(functools.partial(_batch, namespace=namespace, after=after))
+            for *_, key, blob in rows:
                 yield key, blob
             if not rows:
                 return
-            after = rows[-1][0]
+            after = rows[-1][:2]
 
     def clear(self) -> None:
         """Forget everything."""
-        self._file.do(lambda db: transact(db, lambda: db.execute("DELETE FROM entry")))
+
+        def work(db: sqlite3.Connection) -> None:
+            _lose(db, "1")
+            db.execute("DELETE FROM entry")
+
+        self._file.do(lambda db: transact(db, lambda: work(db)))
+
+    def has_lost(self) -> bool:
+        """Tell whether entries are gone before their time that others may have copies of."""
+        return self._file.do(_has_lost, reading=True)
 
     def usage(self) -> Usage:
         """Return what the file holds, and what this process had to evict."""
@@ -145,32 +157,37 @@ class DiskLevel:
             db.executemany("DELETE FROM entry WHERE hash = ?", [row[:1] for row in rows])
             db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             if self.namespace_bytes is not None:
-                for namespace in {row[5] for row in rows}:
+                for namespace in {row[4] for row in rows}:
                     self._evict(db, namespace, self.namespace_bytes)
             self._evict(db, _ALL, self.max_bytes)
 
         transact(db, work)
 
     def _evict(self, db: sqlite3.Connection, namespace: bytes, limit: int) -> None:
-        """Bring a namespace, or all of them, within a limit."""
-        if 0 <= _bytes(db, namespace) <= limit:
+        """Bring a namespace, or all of them, a little below a limit."""
+        held = _bytes(db, namespace)
+        if 0 <= held <= limit:
             return
-        self._evictions += db.execute(
-            "DELETE FROM entry WHERE expires <= ?", (time.time(),)
-        ).rowcount
-        _recount(db)
+        db.execute("DELETE FROM entry WHERE expires <= ?", (time.time(),))
+        if _bytes(db, namespace) < 0:  # a damaged count
+            _recount(db)
         excess = _bytes(db, namespace) - limit
-        gone = []
-        where, whose = ("", ()) if namespace == _ALL else ("WHERE namespace = ?", (namespace,))
-        oldest = db.execute(f"SELECT hash, size FROM entry {where} ORDER BY written", whose)
-        for found, size in oldest:
+        if excess <= 0:
+            return
+        excess += limit // _EVICTED_SHARE
+        where, whose = ("1", ()) if namespace == _ALL else ("namespace = ?", (namespace,))
+        oldest = db.execute(
+            f"SELECT hash, written, size FROM entry WHERE {where} ORDER BY written, hash", whose
+        )
+        last = (-(2**63), -(2**63))
+        for found, written, size in oldest:
             if excess <= 0:
                 break
-            gone.append((found,))
-            excess -= size
+            last, excess = (written, found), excess - size
         oldest.close()
-        db.executemany("DELETE FROM entry WHERE hash = ?", gone)
-        self._evictions += len(gone)
+        gone = f"{where} AND (written, hash) <= (?, ?)"
+        _lose(db, gone, *whose, *last)
+        self._evictions += db.execute(f"DELETE FROM entry WHERE {gone}", (*whose, *last)).rowcount
 
     def _beside(self, ending: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{ending}")
@@ -197,20 +214,34 @@ def _select(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]
     now = time.time()
     found = {}
     for key in keys:
-        row = db.execute(
-            "SELECT key, blob, expires FROM entry WHERE hash = ?", (_hash(key),)
-        ).fetchone()
-        if row is not None and row[0] == key and row[2] > now:
-            found[key] = row[1]
+        row = db.execute(_GET, (_hash(key),)).fetchone()
+        # A damaged row may hold anything.
+        if row is not None and row[0] == key and type(row[1]) is float and row[1] > now:
+            found[key] = row[2]
     return found
 
 
-def _batch(db: sqlite3.Connection, namespace: bytes, after: int) -> list[tuple[int, bytes, bytes]]:
+def _batch(
+    db: sqlite3.Connection, namespace: bytes, after: tuple[int, int]
+) -> list[tuple[Any, ...]]:
+    """Return rows of written, hash, key and blob that come after a place, in the index's order."""
     return db.execute(
-        "SELECT hash, key, blob FROM entry WHERE hash > ? AND namespace = ?"
-        " ORDER BY hash LIMIT 256",
-        (after, namespace),
+        "SELECT written, hash, key, blob FROM entry WHERE namespace = ?"
+        " AND (written, hash) > (?, ?) ORDER BY written, hash LIMIT 256",
+        (namespace, *after),
     ).fetchall()
+
+
+def _lose(db: sqlite3.Connection, where: str, *parameters: Any) -> None:
+    """Note until when there may be copies elsewhere of entries that are about to go."""
+    (until,) = db.execute(f"SELECT max(expires) FROM entry WHERE {where}", parameters).fetchone()
+    if until is not None:
+        db.execute("UPDATE ledger SET lost_until = max(lost_until, ?)", (until,))
+
+
+def _has_lost(db: sqlite3.Connection) -> bool:
+    (until,) = db.execute("SELECT lost_until FROM ledger").fetchone()
+    return bool(time.time() < until)
 
 
 def _total(db: sqlite3.Connection) -> tuple[int, int]:
