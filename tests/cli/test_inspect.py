@@ -155,11 +155,6 @@ def test_a_cache_that_is_in_use(folder):
         assert row(inspect(folder).output, "entries ") == "7"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="inspect opens the file as a cache does: one that is no database is renamed, and a new "
-    "one begun in its place",
-)
 def test_a_file_that_is_no_cache_is_left_alone(tmp_path):
     """A wrong path is a wrong path."""
     file = tmp_path / "notes.txt"
@@ -170,11 +165,6 @@ def test_a_file_that_is_no_cache_is_left_alone(tmp_path):
     assert done.exit_code == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="inspect opens the file as a cache does: in any SQLite file with user_version < 2 it "
-    "drops tables named entry and total, and makes its own",
-)
 def test_a_database_of_others_is_left_alone(tmp_path):
     """Also one that has a table with the name of ours."""
     file = tmp_path / "accounts.db"
@@ -190,11 +180,6 @@ def test_a_database_of_others_is_left_alone(tmp_path):
     assert done.exit_code == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="inspect opens the file as a cache does: a damaged one is set aside, so that what was "
-    "to be looked at is gone, and reported as an empty cache with exit code 0",
-)
 def test_a_damaged_cache_file_is_told_and_left(folder):
     """That is what one looks for."""
     file = folder / "cache.sqlite"
@@ -221,9 +206,6 @@ def test_files_that_were_set_aside_are_counted(folder):
     assert row(done.output, "entries ") == "1"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="names and paths go to rich as markup: [/x] raises, [x] disappears"
-)
 @pytest.mark.parametrize("name", ["[/closing]", "[bold]tenant"])
 def test_names_with_brackets_are_shown_as_they_are(tmp_path, name):
     """Namespaces and folders may be called anything."""

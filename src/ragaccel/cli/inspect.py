@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ragaccel.cache.keys import namespace_mark
-from ragaccel.cache.levels.disk import DiskLevel
+from ragaccel.cache.levels.disk.file import VERSION
+from ragaccel.cache.levels.disk.report import report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 inspect = typer.Typer(no_args_is_help=True, help="Look into what ragaccel stores.")
 
@@ -49,27 +53,48 @@ def cache(
         if not file.is_file():
             typer.echo(f"there is no cache file at {file}.", err=True)
             raise typer.Exit(1)
-        title, found = f"cache in {file}", _described(DiskLevel(file), check=check)
+        title, found = f"cache in {file}", _read(file, check=check)
         found["set_aside"] = len(list(file.parent.glob(f"{file.name}.damaged-*")))
     _draw(title, found, ["default", *(namespace or ())])
     if found.get("damaged"):
         raise typer.Exit(1)
 
 
-def _described(level: Any, **options: Any) -> dict[str, Any]:
+def _described(level: Any) -> dict[str, Any]:
+    with _telling():
+        try:
+            found: dict[str, Any] = level.describe()
+        finally:
+            level.close()
+    return found
+
+
+def _read(file: Path, *, check: bool) -> dict[str, Any]:
+    """Look into a cache file without the right to change it."""
+    address = f"{file.absolute().as_uri()}?mode=ro"
+    with _telling(), contextlib.closing(sqlite3.connect(address, uri=True)) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            typer.echo(f"{file} is no cache file of this version of ragaccel.", err=True)
+            raise typer.Exit(1)
+        return report(db, check=check)
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Say what went wrong, and end with an exit code."""
     try:
-        found: dict[str, Any] = level.describe(**options)
-    except Exception as error:  # noqa: BLE001 - said, and an exit code
+        yield
+    except typer.Exit:
+        raise
+    except Exception as error:  # noqa: BLE001 - said
         typer.echo(f"the cache cannot be read: {type(error).__name__}: {error}", err=True)
         raise typer.Exit(1) from None
-    finally:
-        level.close()
-    return found
 
 
 def _draw(title: str, found: dict[str, Any], names: Sequence[str]) -> None:
     console = Console()
-    table = Table(title=title, show_header=False)
+    table = Table(title=Text(title), show_header=False)
     namespaces = found.pop("namespaces", {})
     for name, value in found.items():
         table.add_row(name.replace("_", " "), f"{value:,.0f}" if _is_number(value) else str(value))
@@ -78,7 +103,9 @@ def _draw(title: str, found: dict[str, Any], names: Sequence[str]) -> None:
         marks = {namespace_mark(name).hex(): name for name in names}
         held = Table("namespace", "entries", "bytes")
         for mark, counts in namespaces.items():
-            held.add_row(marks.get(mark, mark), f"{counts['entries']:,}", f"{counts['bytes']:,}")
+            held.add_row(
+                Text(marks.get(mark, mark)), f"{counts['entries']:,}", f"{counts['bytes']:,}"
+            )
         console.print(held)
 
 
