@@ -94,7 +94,8 @@ def _telling() -> Iterator[None]:
 
 def _draw(title: str, found: dict[str, Any], names: Sequence[str]) -> None:
     console = Console()
-    table = Table(title=Text(title), show_header=False)
+    console.print(Text(title), soft_wrap=True)  # paths can be copied
+    table = Table(show_header=False)
     namespaces = found.pop("namespaces", {})
     for name, value in found.items():
         table.add_row(name.replace("_", " "), f"{value:,.0f}" if _is_number(value) else str(value))

@@ -51,11 +51,16 @@ class Buffer:
 
     def remove(self, slots: NDArray[np.int64]) -> None:
         """Drop the rows of slots."""
-        keep = ~np.isin(self.slots, slots)
-        if not keep.all():
-            kept = int(keep.sum())
-            self._slots[:kept] = self.slots[keep]
-            self._rows[:kept] = self.rows[keep]
+        at = np.searchsorted(self.slots, slots)
+        at = at[at < self._count]
+        at = at[np.isin(self._slots[at], slots)]
+        if len(at):
+            first = int(at.min())
+            keep = np.ones(self._count - first, dtype=bool)
+            keep[at - first] = False
+            kept = first + int(keep.sum())
+            self._slots[first:kept] = self._slots[first : self._count][keep]
+            self._rows[first:kept] = self._rows[first : self._count][keep]
             self._count = kept
 
     def take(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

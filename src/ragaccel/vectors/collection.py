@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 _DATABASE: Final = "collection.sqlite"
 _FOLLOW_TRIES: Final = 100
 _AT_ONCE_ROWS: Final = 20_000
+_MOST_QUESTIONS: Final = 1000
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system
 T = TypeVar("T")
 
@@ -483,6 +484,29 @@ class VectorCollection(Forkable):
             if isinstance(queries, int):
                 return index.recall_on_rows(queries, k)
             return index.recall(check_vectors(queries, index.dim), k)
+
+    def calibrate(self, queries: ArrayLike) -> float:
+        """Set how hard searches try with real query vectors, which a stand-in is only like.
+
+        They are stored, and used again whenever the codes are made anew. Stand-ins are chosen to
+        err on the safe side: real questions mostly need half the candidates or fewer.
+
+        Args:
+            queries: Query vectors, shape (m, dim), best some hundreds; of more than 1,000 a sample
+                is taken.
+
+        Returns:
+            The estimated recall@10.
+        """
+        with self._lock.write():
+            store = self._writable()
+            if store.index is None:
+                raise ConfigurationError("the collection is empty; calibrate it with rows in it.")
+            asked = check_vectors(queries, store.index.dim)
+            if not len(asked):
+                raise ConfigurationError("calibrating needs some query vectors, got none.")
+            store.calibrate(np.ascontiguousarray(asked[:: -(-len(asked) // _MOST_QUESTIONS)]))
+            return store.index.estimated_recall
 
     def verify(self) -> list[str]:
         """Read all that is stored and compare it with its checksums.

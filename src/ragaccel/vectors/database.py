@@ -48,6 +48,7 @@ _LATER = f"""
 {blocks.TABLE}
 {fields.TABLES}
 CREATE TABLE IF NOT EXISTS living (seq INTEGER NOT NULL, bits BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS question (number INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 PRAGMA user_version = {FORMAT};
 """
 
@@ -224,6 +225,22 @@ def mark_of(db: sqlite3.Connection, seq: int) -> int | None:
         return 0 if first in {None, 1} else None
     row = db.execute("SELECT mark FROM change WHERE seq = ?", (seq,)).fetchone()
     return None if row is None else int(row[0])
+
+
+def questions(db: sqlite3.Connection, dim: int) -> NDArray[np.float32] | None:
+    """Return the query vectors that were given to calibrate with, shape (m, dim); None for none."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'question'").fetchone():
+        return None
+    data = b"".join(row[0] for row in db.execute("SELECT vector FROM question ORDER BY number"))
+    return np.frombuffer(data, dtype=np.float32).reshape(-1, dim) if data else None
+
+
+def set_questions(db: sqlite3.Connection, vectors: NDArray[np.float32]) -> None:
+    """Store query vectors to calibrate with, in the place of those before."""
+    db.execute("DELETE FROM question")
+    db.executemany(
+        "INSERT INTO question (vector) VALUES (?)", [(row.tobytes(),) for row in vectors]
+    )
 
 
 def live_slots(db: sqlite3.Connection) -> NDArray[np.int64]:

@@ -34,6 +34,7 @@ _MIN_TRAIN_ROWS: Final = 1024
 _SAMPLE_ROWS: Final = 20_000
 _GROWTH: Final = 2
 _CHOOSE_GROWTH: Final = 8
+_TRAIN_GROWTH: Final = 4
 _MOST_DEAD: Final = 0.3
 _LEAST_LIMIT: Final = 32  # oversampling that is no reason to make a codec new
 _FULL = CompressionSpec("float32")
@@ -63,7 +64,13 @@ class Asked:
 
 
 class Index:
-    """Finds slots by vector; knows no documents. Callers hold the collection's lock."""
+    """Finds slots by vector; knows no documents. Callers hold the collection's lock.
+
+    Attributes:
+        live_count: Rows that live.
+        unit: Whether all raw vectors are known to have a length of one.
+        questions: Real query vectors, raw, that efforts are set with; None for stand-ins.
+    """
 
     def __init__(self, dim: int, asked: Asked, slab: Slab) -> None:
         self.dim = dim
@@ -76,6 +83,8 @@ class Index:
         self._segment: Segment | None = None
         self._tombstones = 0
         self.live_count = 0
+        self.unit = False
+        self.questions: NDArray[np.float32] | None = None
 
     # -- contents ----------------------------------------------------------------------------------
 
@@ -83,6 +92,11 @@ class Index:
     def spec(self) -> CompressionSpec:
         """What the rows are kept with now."""
         return _FULL if self._segment is None else self._segment.spec
+
+    @property
+    def compressed(self) -> bool:
+        """Whether rows are searched by codes."""
+        return self._segment is not None
 
     @property
     def estimated_recall(self) -> float:
@@ -170,18 +184,22 @@ class Index:
 
     @property
     def _is_outworn(self) -> bool:
-        return self._many_dead or self.plan().is_outgrown
+        """Whether the codes are to be made anew whatever recall they have."""
+        segment = self._segment
+        trained = 0 if segment is None else segment.trained_rows
+        grown = trained < _SAMPLE_ROWS // _GROWTH and self.live_count >= _TRAIN_GROWTH * trained
+        return grown or self._many_dead or self.plan().is_outgrown
 
     def plan(self) -> Plan:
         """Return what making the segment anew takes; see `Plan`."""
         slots = np.flatnonzero(self._live[: self.slab.end])
-        return Plan(self.asked, self.slab, slots, self._segment)
+        return Plan(self.asked, self.slab, slots, self._segment, self.questions)
 
     def retune(self, queries: NDArray[np.float32], right: NDArray[np.int64]) -> bool:
         """Set the effort anew, unless that is not enough any more and the codec has to be made new.
 
         Args:
-            queries: Stand-ins for questions, prepared, shape (m, dim).
+            queries: Questions, or stand-ins for them, prepared, shape (m, dim).
             right: What `calibrate.truth` gave for them.
 
         Returns:
@@ -326,7 +344,7 @@ class Index:
             found = self._living_candidates(segment, queries, count)
         best = self._recent(queries, k, allowed)
         for at, query in enumerate(queries):
-            scores, slots = rescored(self.slab, query, found[at], k, self._metric)
+            scores, slots = rescored(self.slab, query, found[at], k, self._metric, unit=self.unit)
             best[at] = _merge(best[at], scores, slots, k)
         return best
 
@@ -416,12 +434,14 @@ class Plan:
         slab: The raw vectors.
         slots: Those that lived when the plan was made, all in the slab.
         old: The segment there was, whose compression is taken over unless it has outgrown it.
+        questions: See `Index`.
     """
 
     asked: Asked
     slab: calibrate.Rows
     slots: NDArray[np.int64]
     old: Segment | None
+    questions: NDArray[np.float32] | None = None
 
     @property
     def is_outgrown(self) -> bool:
@@ -431,9 +451,12 @@ class Plan:
         return self.asked.spec is None and grown
 
     def judge(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return stand-ins for questions, prepared, and their right answers."""
+        """Return questions, or stand-ins for them, prepared, and their right answers."""
         metric = self.asked.metric
-        queries = calibrate.stand_ins(self.slab, self.slots, calibrate.QUERIES, metric)
+        if self.questions is None:
+            queries = calibrate.stand_ins(self.slab, self.slots, calibrate.QUERIES, metric)
+        else:
+            queries = metrics.prepare(self.questions, metric)
         return queries, calibrate.truth(self.slab, self.slots, queries, metric)
 
     def run(

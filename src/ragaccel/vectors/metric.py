@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _MATRIX = 2
 _SAFE = (1e-30, 1e30)  # lengths that float32 divides by without loss
 _ROUNDING = 1e-4
+_UNIT = 6e-5  # of squared lengths: what rough scores are off by is within _ROUNDING
 
 
 def check_vectors(vectors: ArrayLike, dim: int | None) -> NDArray[np.float32]:
@@ -57,6 +58,12 @@ def check_vectors(vectors: ArrayLike, dim: int | None) -> NDArray[np.float32]:
             f"vector {row} has NaN or infinite components; see what the embedding model was given."
         )
     return array
+
+
+def are_unit(vectors: NDArray[np.float32]) -> bool:
+    """Tell whether vectors (n, dim) have a length of one, as nearly as rough scores want it."""
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    return bool(np.abs(squares - 1).max(initial=0) < _UNIT)
 
 
 def prepare(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
@@ -120,7 +127,7 @@ def nearest(
         k: How many rows are wanted.
         metric: See `scores`.
     """
-    kept = _at_least(query, rough, k, metric)
+    kept = at_least(query, rough, k, metric)
     return scores(query[None, :], rows[kept], metric)[0], kept
 
 
@@ -137,14 +144,21 @@ def nearest_raw(
         rough /= np.sqrt(squares)
     elif metric == "l2":
         rough = 2 * rough - np.einsum("ij,ij->i", rows, rows) - query @ query
-    kept = _at_least(query, rough, k, metric)
+    kept = at_least(query, rough, k, metric)
     return scores(query[None, :], prepare(rows[kept], metric), metric)[0], kept
 
 
-def _at_least(
+def at_least(
     query: NDArray[np.float32], rough: NDArray[np.float32], k: int, metric: Metric
 ) -> NDArray[np.int64]:
-    """Return the positions of rows among which the k nearest surely are."""
+    """Return the positions of rows among which the k nearest surely are.
+
+    Args:
+        query: Prepared, shape (dim,).
+        rough: Rough scores of the rows, shape (n,).
+        k: How many rows are wanted.
+        metric: How they are scored.
+    """
     if len(rough) <= k:
         return np.arange(len(rough))
     least = np.partition(rough, len(rough) - k)[len(rough) - k]

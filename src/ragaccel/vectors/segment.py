@@ -40,6 +40,7 @@ class _Head(msgspec.Struct):
     asked_oversample: int | None
     dim: int
     metric: str
+    trained_rows: int
     rows_when_made: int
     oversample: int
     probes: int
@@ -59,6 +60,7 @@ class Segment:
         dim: Dimensions of the vectors.
         metric: How they are scored.
         codes: The codes.
+        trained_rows: Rows that the codec was trained on.
         rows_when_made: Rows there were when the segment was made or its effort last set.
         effort: How hard searches try, so that they keep the collection's recall.
         recall: Recall@10 that was estimated with it; None while the effort is to be set.
@@ -69,6 +71,7 @@ class Segment:
     dim: int
     metric: Metric
     codes: Codes
+    trained_rows: int
     rows_when_made: int
     effort: Effort = Effort()  # noqa: RUF009 - it is frozen
     recall: float | None = None
@@ -80,7 +83,7 @@ class Segment:
     ) -> Self:
         """Make an empty segment with a codec trained on prepared rows (n, dim), for `rows` rows."""
         codes = faiss_engine.train(spec, metric, sample, rows)
-        return cls(spec, sample.shape[1], metric, codes, rows)
+        return cls(spec, sample.shape[1], metric, codes, len(sample), rows)
 
     def add(self, slots: NDArray[np.int64], prepared: NDArray[np.float32]) -> None:
         """Encode prepared rows (n, dim) under their slots (n,)."""
@@ -122,7 +125,8 @@ class Segment:
         body = self.codes.to_bytes().data
         head = _Head(
             self.spec.codec, self.spec.structure, self.spec.oversample, self.dim, self.metric,
-            self.rows_when_made, *self.effort, self.recall, floor, self.end, rows_of,
+            self.trained_rows, self.rows_when_made, *self.effort, self.recall, floor, self.end,
+            rows_of,
         )  # fmt: skip
         head.checksum = _checksum(head, body)
         temporary = file.with_name(file.name + ".new")
@@ -170,7 +174,8 @@ class Segment:
             return None
         same = head.floor == floor and asked.oversample == head.asked_oversample
         return cls(
-            asked, dim, metric, faiss_engine.load(asked, dim, body), head.rows_when_made,
+            asked, dim, metric, faiss_engine.load(asked, dim, body), head.trained_rows,
+            head.rows_when_made,
             Effort(head.oversample, head.probes), head.recall if same else None, head.end,
         )  # fmt: skip
 

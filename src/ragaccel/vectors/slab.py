@@ -47,6 +47,10 @@ class Slab(Protocol):
     def extend(self, end: int) -> None:
         """Take in rows that were appended."""
 
+    @property
+    def mapped(self) -> NDArray[np.float32]:
+        """All rows, float32 of shape (end or more, dim), without a copy."""
+
     def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of slots, shape (n, dim)."""
 
@@ -79,6 +83,11 @@ class MemorySlab:
     def extend(self, end: int) -> None:
         """Take in rows that were appended."""
         self.end = end
+
+    @property
+    def mapped(self) -> NDArray[np.float32]:
+        """All rows, without a copy."""
+        return self._rows
 
     def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of slots, shape (n, dim)."""
@@ -138,6 +147,11 @@ class FileSlab:
         """Take in rows that were appended, by this or another process."""
         self.end = end
         self._map = self._mapped()
+
+    @property
+    def mapped(self) -> NDArray[np.float32]:
+        """All rows, without a copy."""
+        return self._map
 
     def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of slots, shape (n, dim)."""

@@ -23,6 +23,7 @@ from ragaccel.errors import (
 from ragaccel.vectors import blocks, database, integrity
 from ragaccel.vectors.index import Asked, Index
 from ragaccel.vectors.integrity import SEGMENT
+from ragaccel.vectors.metric import are_unit
 from ragaccel.vectors.records import Changes
 from ragaccel.vectors.slab import SLAB, FileSlab, MemorySlab
 
@@ -124,6 +125,7 @@ class Store:
         first, dim = self._next_slot, vectors.shape[1]
         index = self.index or self._made(dim, 0)
         slots = np.arange(first, first + len(rows), dtype=np.int64)
+        unit = are_unit(vectors) and (self.index is None or index.unit)
         with self.db.write() as db:
             replaced = database.slots_of(db, (row.id for row in rows))
             database.remove(db, replaced)
@@ -131,8 +133,11 @@ class Store:
             database.set_meta(db, next_slot=first + len(rows))
             if self.index is None:
                 database.set_meta(db, dim=dim)
+            if unit != index.unit:
+                database.set_meta(db, unit=unit)
             position = database.position(db)
         self.index, self._next_slot, self.position = index, first + len(rows), position
+        index.unit = unit
         index.forget(np.array(replaced, dtype=np.int64))
         index.add(slots, vectors)
         if self._next_slot - index.slab.end >= _CHECKPOINT_ROWS:
@@ -177,6 +182,18 @@ class Store:
             ) from error
         with self.db.write() as db:
             database.save_live(db, self.position.seq, self.index.live[: self._next_slot])
+
+    def calibrate(self, questions: NDArray[np.float32]) -> None:
+        """Store query vectors, shape (m, dim), and set the effort with them from now on."""
+        index = self.index
+        if index is None:
+            return
+        with self.db.write() as db:
+            database.set_questions(db, questions)
+        index.questions = questions
+        if index.compressed:
+            index.keep_up()
+            self.save_segment()
 
     def give_back(self) -> None:
         """Give the room of deleted rows back to the file system, and forget old changes.
@@ -262,6 +279,7 @@ class Store:
             position = database.position(db)
             rows = database.log(db, self.position.seq, position.seq, -1)
             late_slots, late_vectors = database.fresh(db, self.index.dim)
+        self.index.unit = bool(meta.get("unit", False))
         if isinstance(self.index.slab, FileSlab):
             self.index.slab.extend(meta.get("slab_end", 0))
         added, gone = _net(rows)
@@ -284,6 +302,8 @@ class Store:
                 self.index = None
                 return
             index = self._made(meta["dim"], meta.get("slab_end", 0))
+            index.unit = bool(meta.get("unit", False))
+            index.questions = database.questions(db, index.dim)
             if self._folder is not None:
                 index.load(self._folder / SEGMENT, functools.partial(self._is_known, db))
             index.restore(self._live_slots(db), *database.fresh(db, index.dim))
