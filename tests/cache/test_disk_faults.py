@@ -72,7 +72,7 @@ def disk(monkeypatch) -> Disk:
 
 def test_a_full_disk_stops_nobody(open_cache, disk, caplog, face):
     """Callers are served, what was stored is found, it is logged once, and it comes back."""
-    disk.pages = 60
+    disk.pages = 50
     cache = open_cache()
     for number in range(100):
         value = [number, "x" * 3_000, random.Random(number).randbytes(3_000)]

@@ -19,8 +19,6 @@ from tests.cache.helpers import PATIENCE, Compute, script, together, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ragaccel.cache.ledger import Position
-
 
 @pytest.fixture
 def cache():
@@ -34,8 +32,8 @@ class Joined:
         self.count = 0
         join, lock = Flights.join, threading.Lock()
 
-        def counted(flights: Flights, key: bytes, position: Position) -> Any:
-            flight = join(flights, key, position)
+        def counted(flights: Flights, *arguments: Any) -> Any:
+            flight = join(flights, *arguments)
             with lock:
                 self.count += 1
             return flight

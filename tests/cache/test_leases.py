@@ -419,6 +419,9 @@ class Forgetful:
     async def arelease(self, key: bytes) -> None:
         self.release(key)
 
+    def close(self) -> None:
+        pass
+
 
 def test_a_lease_that_cannot_be_given_back_is_not_the_callers_matter(tmp_path, face):
     """Any fault of a level may be raised; the answer is there."""

@@ -211,9 +211,14 @@ async def _computed(
 
 
 def _is_worth_keeping(store: Store, key: bytes, entry: Entry) -> bool:
-    """Tell whether a computed entry may take the place of what was stored meanwhile."""
+    """Tell whether a computed entry may take the place of what was stored meanwhile.
+
+    It may not if it was struck; a ledger that is another one by now cannot tell.
+    """
     _, position, marks = claim(key, entry)
-    return entry.is_kept and store.ledger.stands(position, entry.created, marks)
+    is_told = store.ledger.position()[0] == entry.ledger
+    struck = is_told and not store.ledger.stands(position, entry.created, marks)
+    return entry.is_kept and not struck
 
 
 async def _claim(

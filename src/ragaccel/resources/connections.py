@@ -8,12 +8,14 @@ import sqlite3
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ragaccel.resources.forks import Forkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
 
 _IDLE: Final = 8
 _BUSY_SECONDS: Final = 5.0
@@ -61,12 +63,12 @@ class Connections(Forkable):
         replaceable: bool = False,
     ) -> None:
         self._path = os.fspath(path) if replaceable and path is not None else None
-        self._looked = 0.0
+        self._look_at = 0.0
         self._connect, self._prepare = connect, prepare
         self._lock = threading.RLock()
         self._free = threading.Condition(self._lock)
         self._idle: list[_Lease] = []
-        self._in_use = self._generation = self._inode = 0
+        self._count = self._generation = self._inode = 0
         self._held = False
         self._closing = weakref.finalize(self, _close, self._idle)
         self.follow_forks()
@@ -81,16 +83,40 @@ class Connections(Forkable):
         """A number that changes when connections of before are of no use any more."""
         return self._generation
 
-    def use(self, *, reading: bool = False) -> _Use:
+    @contextlib.contextmanager
+    def use(self) -> Iterator[sqlite3.Connection]:
         """Give a connection of this thread's own for a while.
-
-        Args:
-            reading: Whether a file that was replaced some milliseconds ago may still be read.
 
         Raises:
             DamagedFileError: What was done inside, or opening, found the file damaged.
         """
-        return _Use(self, reading)
+        lease = self._take()
+        try:
+            yield lease.db
+        except sqlite3.DatabaseError as error:
+            _raise_if_damaged(error, lease.inode)
+            raise
+        finally:
+            self._put(lease)
+
+    def run(self, work: Callable[[sqlite3.Connection], T], *, reading: bool = False) -> T:
+        """Run a function with a connection of this thread's own.
+
+        Args:
+            work: The function.
+            reading: Whether a file that was replaced some milliseconds ago may still be read.
+
+        Raises:
+            DamagedFileError: See `use`.
+        """
+        lease = (self._take_at_once() if reading else None) or self._take()
+        try:
+            return work(lease.db)
+        except sqlite3.DatabaseError as error:
+            _raise_if_damaged(error, lease.inode)
+            raise
+        finally:
+            self._put(lease)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -106,44 +132,62 @@ class Connections(Forkable):
         with self._lock:
             self._drop_idle()
 
-    def _take(self, reading: bool) -> _Lease:  # noqa: FBT001
-        now = time.monotonic()
-        if not reading or now > self._looked + _LOOK_SECONDS:
-            current, self._looked = _inode(self._path), now
-        else:
-            current = self._inode
+    def _take_at_once(self) -> _Lease | None:
+        """Return an idle connection, unless the path has to be looked at or somebody holds all.
+
+        This and `_put` do without the lock: a list's `pop` and `append` are atomic, and who holds
+        all connections says so before the idle ones are closed and the others waited for.
+        """
+        if self._held or time.monotonic() > self._look_at:
+            return None
+        return self._pop()
+
+    def _take(self) -> _Lease:
+        current, self._look_at = _inode(self._path), time.monotonic() + _LOOK_SECONDS
         with self._lock:
             while self._held:
                 self._free.wait()
-            self._in_use += 1
             if current != self._inode:
                 self._drop_idle()
                 self._inode = current
-            if self._idle:
-                return self._idle.pop()
+            lease = self._pop()
+            if lease is not None:
+                return lease
+            self._count += 1
             generation = self._generation
         try:
             return self._open(generation)
         except BaseException:
-            with self._lock:
-                self._leave()
+            self._forget()
             raise
 
     def _put(self, lease: _Lease) -> None:
-        with self._lock:
-            kept = lease.generation == self._generation and len(self._idle) < _IDLE
-            if kept:
-                self._idle.append(lease)
-                self._leave()
-                return
-        lease.db.close()
-        with self._lock:
-            self._leave()
-
-    def _leave(self) -> None:
-        self._in_use -= 1
+        if lease.generation != self._generation or len(self._idle) >= _IDLE:
+            lease.db.close()
+            self._forget()
+            return
+        self._idle.append(lease)
         if self._held:
-            self._free.notify_all()
+            with self._lock:
+                self._free.notify_all()
+
+    def _pop(self) -> _Lease | None:
+        while True:
+            try:
+                lease = self._idle.pop()
+            except IndexError:
+                return None
+            if lease.generation == self._generation:
+                return lease
+            lease.db.close()  # it was put back while the others were dropped
+            self._forget()
+
+    def _forget(self) -> None:
+        """Count a connection that is no more."""
+        with self._lock:
+            self._count -= 1
+            if self._held:
+                self._free.notify_all()
 
     def _open(self, generation: int) -> _Lease:
         while True:
@@ -181,8 +225,12 @@ class Connections(Forkable):
         with self._lock:
             self._free.wait_for(lambda: not self._held)
             self._held = True
-            self._free.wait_for(lambda: not self._in_use, seconds)
-            self._drop_idle()
+            self._free.wait_for(self._is_closed, seconds)
+
+    def _is_closed(self) -> bool:
+        """Close what nobody uses, and tell whether that was all."""
+        self._drop_idle()
+        return not self._count
 
     def _release(self) -> None:
         with self._lock:
@@ -192,7 +240,7 @@ class Connections(Forkable):
     def _drop_idle(self) -> None:
         self._inode = 0
         self._generation += 1
-        _close(self._idle)
+        self._count -= _close(self._idle)
 
     def before_fork(self) -> None:
         """Wait until no thread is inside, close everything and keep the others out."""
@@ -206,26 +254,8 @@ class Connections(Forkable):
         """Begin with no connection."""
         self._lock = threading.RLock()
         self._free = threading.Condition(self._lock)
-        self._in_use = 0
+        self._count = len(self._idle)
         self._held = False
-
-
-class _Use:
-    """A connection that is taken for a while."""
-
-    __slots__ = ("_connections", "_lease", "_reading")
-
-    def __init__(self, connections: Connections, reading: bool) -> None:  # noqa: FBT001
-        self._connections, self._reading = connections, reading
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._lease = self._connections._take(self._reading)
-        return self._lease.db
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._connections._put(self._lease)
-        if isinstance(error, sqlite3.DatabaseError):
-            _raise_if_damaged(error, self._lease.inode)
 
 
 def _raise_if_damaged(error: sqlite3.DatabaseError, inode: int) -> None:
@@ -233,9 +263,16 @@ def _raise_if_damaged(error: sqlite3.DatabaseError, inode: int) -> None:
         raise DamagedFileError(inode) from error
 
 
-def _close(idle: list[_Lease]) -> None:
-    while idle:
-        idle.pop().db.close()
+def _close(idle: list[_Lease]) -> int:
+    """Close connections that nobody uses, and return how many."""
+    closed = 0
+    while True:
+        try:
+            lease = idle.pop()
+        except IndexError:
+            return closed
+        lease.db.close()
+        closed += 1
 
 
 def _inode(path: str | None) -> int:

@@ -88,22 +88,20 @@ class CacheFile:
         return self._connections.generation
 
     def do(self, work: Callable[[sqlite3.Connection], T], *, reading: bool = False) -> T:
-        """Run a function with a connection of this thread's own; see `Connections.use`.
+        """Run a function with a connection of this thread's own; see `Connections.run`.
 
         Raises:
             BusyError: See there.
         """
         try:
-            with self._connections.use(reading=reading) as db:
-                return work(db)
+            return self._connections.run(work, reading=reading)
         except DamagedFileError as damaged:
             self._set_aside(damaged.inode)
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise BusyError(str(error)) from error
             raise
-        with self._connections.use() as db:
-            return work(db)
+        return self._connections.run(work)
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""

@@ -169,7 +169,7 @@ class DiskLevel:
         if 0 <= held <= limit:
             return
         db.execute("DELETE FROM entry WHERE expires <= ?", (time.time(),))
-        if _bytes(db, namespace) < 0:  # a damaged count
+        if not 0 <= _bytes(db, namespace) <= 2 * limit:  # a damaged count, or a very large write
             _recount(db)
         excess = _bytes(db, namespace) - limit
         if excess <= 0:
