@@ -128,7 +128,8 @@ async def find(
             if renewed is not None:
                 entry = entry._replace(body=renewed)
                 missed.append(level)
-            await write(io, store, missed, (key, entry))
+            if missed:
+                await write(io, store, missed, (key, entry))
             if counted:
                 store.recorder.hit(terms.namespace, level.name, entry)
             return Found(value, entry, level.name)

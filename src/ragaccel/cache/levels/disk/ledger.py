@@ -1,8 +1,8 @@
 """The ledger of a cache file, which every process that uses the file hears of at once.
 
 The strikes lie in the cache file. A small file beside it, the epoch, holds the number of the last
-one, and is looked at before every answer: two system calls, and a look into the cache file only
-when the number has changed, or the epoch itself.
+one, and is read before every answer: one system call, and a look into the cache file only when the
+number has changed. That it is still the file at its path is looked at every few milliseconds.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _log = logging.getLogger("ragaccel.cache")
 
 _SETTLE_AGAIN_SECONDS: Final = 1.0
 _LOOK_AGAIN_SECONDS: Final = 0.5
+_LOOK_SECONDS: Final = 0.005
 
 
 class _Epoch(NamedTuple):
@@ -83,7 +84,7 @@ class DiskLedger(Forkable):
         self._heard: bytes | None = None
         self._strikes = Strikes(secrets.randbits(62))
         self._was_read = self._is_deaf = False
-        self._settle_at = self._look_at = 0.0
+        self._settle_at = self._look_at = self._looked = 0.0
         self.follow_forks()
 
     @property
@@ -137,10 +138,11 @@ class DiskLedger(Forkable):
     def _hear(self) -> None:
         file = self._file
         if file is not None and self._heard is not None:
-            with contextlib.suppress(OSError):  # closed or gone meanwhile
-                there = os.stat(self._path).st_ino == self._inode  # noqa: PTH116 - see connections
-                if there and os.pread(file, _LAYOUT.size, 0) == self._heard:
+            try:
+                if self._is_there() and os.pread(file, _LAYOUT.size, 0) == self._heard:
                     return
+            except OSError:  # closed or gone meanwhile
+                pass
         with self._lock:
             if time.monotonic() < self._look_at:
                 return
@@ -148,6 +150,15 @@ class DiskLedger(Forkable):
                 self._catch_up()
             except Exception as error:  # noqa: BLE001 - a level's fault never reaches the caller
                 self._lose_touch(error)
+
+    def _is_there(self) -> bool:
+        """Tell whether the open epoch was the one at its path some milliseconds ago."""
+        now = time.monotonic()
+        if now > self._looked + _LOOK_SECONDS:
+            if os.stat(self._path).st_ino != self._inode:  # noqa: PTH116 - see connections
+                return False
+            self._looked = now
+        return True
 
     def _lose_touch(self, error: Exception) -> None:
         """Go on without the ledger."""
