@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -89,22 +89,35 @@ def truth(
     return found
 
 
-def set_effort(
-    segment: Segment, queries: NDArray[np.float32], right: NDArray[np.int64], floor: float
-) -> bool:
+class Exam(NamedTuple):
+    """Questions with their right answers, to measure searches with.
+
+    Attributes:
+        queries: Prepared, shape (m, dim).
+        right: The slots of the `K` nearest rows of each, int64 of shape (m, K); see `truth`.
+        real: Whether they are real questions and no stand-ins.
+    """
+
+    queries: NDArray[np.float32]
+    right: NDArray[np.int64]
+    real: bool = False
+
+
+def set_effort(segment: Segment, exam: Exam, floor: float) -> bool:
     """Give a segment the least effort whose recall is at a floor with 95% certainty.
 
-    Where none is, it gets the most.
+    Where none is, it gets the most. Stand-ins lie nearer to the rows' own lists than questions do:
+    with them, twice the probes are taken.
 
     Args:
         segment: A filled one.
-        queries: Prepared, shape (m, dim).
-        right: What `truth` gave for them.
+        exam: What to measure with.
         floor: Recall@10, 0 to 1.
 
     Returns:
         Whether the floor is kept.
     """
+    queries, right, real = exam
     asked = segment.spec.oversample
     ladder = np.array(_OVERSAMPLE if asked is None else (asked,))
     answers = max(1, int((right >= 0).sum()))
@@ -116,23 +129,22 @@ def set_effort(
         if probes < segment.codes.most_probes:
             enough = enough[ladder[enough] <= _ENOUGH]
         rung = int(enough[0]) if len(enough) else len(ladder) - 1
-        segment.effort = Effort(int(ladder[rung]), probes)
+        taken = probes if real else min(2 * probes, segment.codes.most_probes)
+        segment.effort = Effort(int(ladder[rung]), taken)
         segment.recall = float(recalls[rung])
         if len(enough):
             return True
     return False
 
 
-def verify(
-    segment: Segment, queries: NDArray[np.float32], right: NDArray[np.int64]
-) -> tuple[float, float]:
+def verify(segment: Segment, exam: Exam) -> tuple[float, float]:
     """Return the recall@10 of a segment with its effort, and what it is at least, 95% certain.
 
     Args:
         segment: A filled one.
-        queries: Prepared, shape (m, dim); others than the effort was set with.
-        right: What `truth` gave for them.
+        exam: What to measure with.
     """
+    queries, right, _ = exam
     answers = max(1, int((right >= 0).sum()))
     found = segment.candidates(queries, K * segment.effort.oversample)
     recall = np.array([len(_depths(found, right)) / answers])

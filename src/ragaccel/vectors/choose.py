@@ -178,7 +178,7 @@ class _Bench:
         else:
             asked = prepare(check_vectors(queries, rows.shape[1]), metric)
         right = calibrate.truth(self._slab, self._slots, asked, metric)
-        self._asked, self._right = asked, right
+        self._exam = calibrate.Exam(asked, right, real=queries is not None)
 
     def trial(self, spec: CompressionSpec) -> Trial:
         started = time.perf_counter()
@@ -187,11 +187,11 @@ class _Bench:
         seconds = time.perf_counter() - started
         kept, efforts = True, []
         for half in (slice(0, None, 2), slice(1, None, 2)):
-            judged = self._asked[half], self._right[half]
-            kept &= calibrate.set_effort(segment, *judged, self._recall)
+            exam = calibrate.Exam(self._exam.queries[half], self._exam.right[half], self._exam.real)
+            kept &= calibrate.set_effort(segment, exam, self._recall)
             efforts.append(segment.effort)
         segment.effort = Effort(*map(max, zip(*efforts, strict=True)))
-        found, bound = calibrate.verify(segment, self._asked, self._right)
+        found, bound = calibrate.verify(segment, self._exam)
         size = segment.codes.bytes_used / len(self._rows)
         scale = self._count / len(self._rows)
         latency = self._latency(segment) * (scale if spec.structure == "flat" else scale**0.5)
@@ -200,7 +200,7 @@ class _Bench:
     def _latency(self, segment: Segment) -> float:
         """Return the milliseconds of a query."""
         times = []
-        for query in self._asked[:_TIMED]:
+        for query in self._exam.queries[:_TIMED]:
             started = time.perf_counter()
             found = segment.candidates(query[None, :], calibrate.K * segment.effort.oversample)
             rescored(self._slab, query, found[0], calibrate.K, self._metric)

@@ -618,16 +618,17 @@ class VectorCollection(Forkable):
                 return
             slab = StoppableSlab(index.slab, self._upkeep.stopping)
             plan = replace(index.plan(), slab=slab)
-        judged = plan.judge()
+        exam = plan.exam()
         with self._lock.write():
-            if self._store.index is not index or index.retune(*judged):
+            if self._store.index is not index or index.retune(exam):
                 return
-        segment = plan.run(judged)
+        segment = plan.run(exam)
         with self._lock.write():
             if self._store.index is index and not self._closed:
                 index.adopt(segment)
                 if self._writer is not None:
                     self._store.save_segment()
+                    self._store.give_back()
 
     def _settled(self, look: Callable[[], T]) -> T:
         """Look, and if a writer elsewhere gave room of rows back meanwhile, look again.

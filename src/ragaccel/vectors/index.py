@@ -10,6 +10,7 @@ import numpy as np
 from ragaccel.vectors import calibrate
 from ragaccel.vectors import metric as metrics
 from ragaccel.vectors.buffer import Buffer
+from ragaccel.vectors.calibrate import Exam
 from ragaccel.vectors.choose import choose_spec
 from ragaccel.vectors.rescore import rescored
 from ragaccel.vectors.segment import Segment
@@ -195,12 +196,11 @@ class Index:
         slots = np.flatnonzero(self._live[: self.slab.end])
         return Plan(self.asked, self.slab, slots, self._segment, self.questions)
 
-    def retune(self, queries: NDArray[np.float32], right: NDArray[np.int64]) -> bool:
+    def retune(self, exam: Exam) -> bool:
         """Set the effort anew, unless that is not enough any more and the codec has to be made new.
 
         Args:
-            queries: Questions, or stand-ins for them, prepared, shape (m, dim).
-            right: What `calibrate.truth` gave for them.
+            exam: What `Plan.exam` gave.
 
         Returns:
             Whether the segment serves as it is.
@@ -209,7 +209,7 @@ class Index:
         if segment is None or (segment.recall is not None and self._is_outworn):
             return False
         tried = replace(segment)
-        kept = calibrate.set_effort(tried, queries, right, self.asked.recall)
+        kept = calibrate.set_effort(tried, exam, self.asked.recall)
         limit = max(_LEAST_LIMIT, _GROWTH * segment.effort.oversample)
         if segment.recall is not None and (not kept or tried.effort.oversample > limit):
             return False
@@ -242,9 +242,9 @@ class Index:
     def keep_up(self) -> None:
         """Do what is due, at once."""
         plan = self.plan()
-        judged = plan.judge()
-        if not self.retune(*judged):
-            self.adopt(plan.run(judged))
+        exam = plan.exam()
+        if not self.retune(exam):
+            self.adopt(plan.run(exam))
 
     def restore(
         self,
@@ -259,7 +259,7 @@ class Index:
             self._encode(segment, live[(live >= segment.end) & (live < self.slab.end)])
             self._tombstones = segment.codes.rows - int(self._live[: segment.end].sum())
             if segment.recall is None:
-                self.retune(*self.plan().judge())
+                self.retune(self.plan().exam())
         else:
             self.compact()
         late = fresh_slots >= self.slab.end
@@ -450,22 +450,21 @@ class Plan:
         grown = old is None or len(self.slots) >= _CHOOSE_GROWTH * old.codes.rows
         return self.asked.spec is None and grown
 
-    def judge(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return questions, or stand-ins for them, prepared, and their right answers."""
+    def exam(self) -> Exam:
+        """Return questions, or stand-ins for them, and their right answers."""
         metric = self.asked.metric
         if self.questions is None:
             queries = calibrate.stand_ins(self.slab, self.slots, calibrate.QUERIES, metric)
         else:
             queries = metrics.prepare(self.questions, metric)
-        return queries, calibrate.truth(self.slab, self.slots, queries, metric)
+        right = calibrate.truth(self.slab, self.slots, queries, metric)
+        return Exam(queries, right, real=self.questions is not None)
 
-    def run(
-        self, judged: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
-    ) -> Segment | None:
+    def run(self, exam: Exam | None = None) -> Segment | None:
         """Choose, train, encode and set the effort; None where compression does not pay.
 
         Args:
-            judged: What `judge` gave, if it was asked already.
+            exam: What `exam` gave, if it was asked already.
         """
         asked, slots = self.asked, self.slots
         if len(slots) < asked.compress_from or (asked.spec is not None and asked.spec.exact):
@@ -475,7 +474,7 @@ class Plan:
         segment = Segment.train(self._spec(sample), asked.metric, sample, len(slots))
         for part in calibrate.blocks(slots):
             segment.add(part, metrics.prepare(self.slab.read(part), asked.metric))
-        calibrate.set_effort(segment, *(judged or self.judge()), asked.recall)
+        calibrate.set_effort(segment, exam or self.exam(), asked.recall)
         return segment
 
     def _spec(self, sample: NDArray[np.float32]) -> CompressionSpec:

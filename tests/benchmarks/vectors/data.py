@@ -32,12 +32,14 @@ class Data:
         name: Where the vectors come from.
         base: Normalised float32 vectors (n, dim), mapped.
         queries: Normalised float32 questions (m, dim).
+        practice: Other questions, which a collection may be calibrated with (p, dim).
         floors: The score of each question's K-th exact answer (m,).
     """
 
     name: str
     base: Rows
     queries: Rows
+    practice: Rows
     floors: Rows
 
     def save(self, folder: Path) -> Data:
@@ -46,6 +48,7 @@ class Data:
         if not (folder / "base.npy").exists():
             np.save(folder / "base.npy", self.base)
         np.save(folder / "queries.npy", self.queries)
+        np.save(folder / "practice.npy", self.practice)
         np.save(folder / "floors.npy", self.floors)
         (folder / "name").write_text(self.name)
         return load(folder)
@@ -60,8 +63,8 @@ class Data:
 def load(folder: Path) -> Data:
     """Return what `save` wrote; the base stays in the page cache."""
     base = np.load(folder / "base.npy", mmap_mode="r")
-    queries, floors = (np.load(folder / f"{name}.npy") for name in ("queries", "floors"))
-    return Data((folder / "name").read_text(), base, queries, floors)
+    names = ("queries", "practice", "floors")
+    return Data((folder / "name").read_text(), base, *(np.load(folder / f"{n}.npy") for n in names))
 
 
 def prepare(rows: int, folder: Path) -> tuple[Data, str | None]:
@@ -75,8 +78,8 @@ def prepare(rows: int, folder: Path) -> tuple[Data, str | None]:
         base, queries = clustered(rows)
         name = f"{rows:,} synthetic clustered vectors"
     base = base[:rows]
-    floors = _floors(base, queries)
-    return Data(name, base, queries, floors).save(folder), missing
+    practice, queries = queries[::4], np.concatenate([queries[at::4] for at in (1, 2, 3)])
+    return Data(name, base, queries, practice, _floors(base, queries)).save(folder), missing
 
 
 def million(small: Data, rows: int, folder: Path) -> Data:
@@ -104,7 +107,7 @@ def million(small: Data, rows: int, folder: Path) -> Data:
         made[start : start + count] = unit(mixed)
     made.flush()
     queries = small.queries[:500]
-    return Data(f"{rows:,} vectors derived from real ones", made, queries,
+    return Data(f"{rows:,} vectors derived from real ones", made, queries, small.practice,
                 _floors(made, queries)).save(folder)  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def _recall(data: Data, allowed: Any, few: int, ask: Any, queries: Any) -> float
     """Return the share of the exact filtered answers that came; a short answer misses some."""
     part = np.asarray(data.base[allowed])
     scores, _ = exact(part, data.queries[:few], K)
-    floored = Data(data.name, data.base, data.queries, scores[:, -1])
+    floored = Data(data.name, data.base, data.queries, data.practice, scores[:, -1])
     inside = set(allowed.tolist())
     found = [[row for row in ask(queries[at]) if row in inside] for at in range(few)]
     return float(np.mean([floored.recall(at, rows) for at, rows in enumerate(found)]))
