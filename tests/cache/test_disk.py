@@ -111,6 +111,44 @@ def test_eviction_makes_room_and_no_more(open_level):
     assert len(here(level, *range(30))) >= 15
 
 
+@pytest.mark.parametrize("how", ["evicted", "cleared"])
+def test_entries_that_went_before_their_time_are_remembered_until_then(open_level, clock, how):
+    """Another process may have copies of them; so it is told by whichever level is asked."""
+    level, other = open_level(max_bytes=10_000), open_level()
+    level.put_many([stored(number, bytes(1_000), 100) for number in range(5)])
+    assert not level.has_lost()
+    if how == "cleared":
+        level.clear()
+    else:
+        level.put_many([stored(("new", number), bytes(1_000), 10) for number in range(8)])
+        assert level.usage().evictions
+    assert level.has_lost()
+    assert other.has_lost()
+    clock.pass_(101)
+    assert not level.has_lost()
+
+
+def test_what_expired_or_was_deleted_is_not_lost(open_level, clock):
+    """Nobody serves it."""
+    level = open_level(max_bytes=10_000)
+    level.put_many([stored(number, bytes(1_000), 10) for number in range(5)])
+    clock.pass_(11)
+    level.put_many([stored(("new", number), bytes(1_000), 100) for number in range(8)])
+    level.delete_many([key(("new", 0))])
+    assert not level.has_lost()
+
+
+def test_a_damaged_time_does_not_hide_what_is_lost(open_level, path):
+    """Of rows whose time is no number nothing is known."""
+    level = open_level()
+    level.put_many([stored(number) for number in range(2)])
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE entry SET expires = 'odd' WHERE key = ?", (key(0),))
+        connection.commit()
+    level.clear()
+    assert level.has_lost()
+
+
 def test_expired_entries_go_first(open_level, clock):
     """An eviction takes what nobody can get any more before it takes the oldest."""
     level = open_level(max_bytes=100_000)

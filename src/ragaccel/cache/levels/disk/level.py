@@ -233,8 +233,13 @@ def _batch(
 
 
 def _lose(db: sqlite3.Connection, where: str, *parameters: Any) -> None:
-    """Note until when there may be copies elsewhere of entries that are about to go."""
-    (until,) = db.execute(f"SELECT max(expires) FROM entry WHERE {where}", parameters).fetchone()
+    """Note until when there may be copies elsewhere of entries that are about to go.
+
+    A damaged row may hold a time that is no number.
+    """
+    (until,) = db.execute(
+        f"SELECT max(expires) FROM entry WHERE typeof(expires) = 'real' AND {where}", parameters
+    ).fetchone()
     if until is not None:
         db.execute("UPDATE ledger SET lost_until = max(lost_until, ?)", (until,))
 
