@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import struct
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,7 @@ _ALL: Final = b""  # the row of `total` that counts every namespace
 _RETRY_AFTER: Final = 1.0
 _EVICTED_SHARE: Final = 50  # what is evicted at once beyond what has to be, as a part of the limit
 _GET: Final = "SELECT key, expires, blob FROM entry WHERE hash = ?"
+_HASH: Final = struct.Struct("<q")
 
 
 class DiskLevel:
@@ -201,7 +203,8 @@ def _reopen(path: Path, max_bytes: int, namespace_bytes: int | None) -> DiskLeve
 
 
 def _hash(key: bytes) -> int:
-    return int.from_bytes(key[:8], "little", signed=True)
+    hashed: int = _HASH.unpack_from(key)[0]
+    return hashed
 
 
 def _size(blob: bytes) -> int:
@@ -214,7 +217,7 @@ def _select(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]
     now = time.time()
     found = {}
     for key in keys:
-        row = db.execute(_GET, (_hash(key),)).fetchone()
+        row = db.execute(_GET, _HASH.unpack_from(key)).fetchone()
         # A damaged row may hold anything.
         if row is not None and row[0] == key and type(row[1]) is float and row[1] > now:
             found[key] = row[2]
