@@ -141,6 +141,31 @@ def test_looking_changes_nothing(folder):
         assert cache.get(["the secret key", 0]) == "the secret value"
 
 
+def test_looking_makes_no_file(folder):
+    """Not even the log and its index, which SQLite makes beside a file that it opens."""
+    before = sorted(path.name for path in folder.iterdir())
+    assert inspect(folder, "--check").exit_code == 0
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_what_a_killed_process_left_in_the_log(folder):
+    """It is read where it lies: neither brought into the file nor dropped."""
+    killed = """
+import os, sys
+from ragaccel.cache import MultiLevelCache
+cache = MultiLevelCache.open(sys.argv[1])
+cache.set("last", 1)
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", killed, str(folder)], check=True)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before["cache.sqlite-wal"]
+    look = [sys.executable, "-m", "ragaccel.cli", "inspect", "cache", str(folder)]
+    done = subprocess.run(look, capture_output=True, text=True, check=True)
+    assert row(done.stdout, "entries ") == "7"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_cache_that_is_in_use(folder):
     """Looking waits for nobody and disturbs nobody, while another holds the write lock."""
     with MultiLevelCache.open(folder) as cache:

@@ -70,14 +70,24 @@ def _described(level: Any) -> dict[str, Any]:
 
 
 def _read(file: Path, *, check: bool) -> dict[str, Any]:
-    """Look into a cache file without the right to change it."""
-    address = f"{file.absolute().as_uri()}?mode=ro"
-    with _telling(), contextlib.closing(sqlite3.connect(address, uri=True)) as db:
+    """Look into a cache file without the right to change it, or to make one beside it."""
+    with _telling(), contextlib.closing(sqlite3.connect(_address(file), uri=True)) as db:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             typer.echo(f"{file} is no cache file of this version of ragaccel.", err=True)
             raise typer.Exit(1)
         return report(db, check=check)
+
+
+def _address(file: Path) -> str:
+    """Return how SQLite opens a file to look only.
+
+    It would make a log and its index where there are none: then nobody writes, and what lies in
+    the file is all there is.
+    """
+    beside = [file.with_name(f"{file.name}{ending}") for ending in ("-wal", "-shm")]
+    in_use = any(path.exists() for path in beside)
+    return f"{file.absolute().as_uri()}?{'mode=ro&readonly_shm=1' if in_use else 'immutable=1'}"
 
 
 @contextlib.contextmanager
