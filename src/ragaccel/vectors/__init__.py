@@ -1,5 +1,6 @@
 """Vector collections: SQLite truth, a slab of raw vectors, compressed codes derived from them."""
 
+from ragaccel.vectors.choice import Choice, Trial, choose
 from ragaccel.vectors.collection import VectorCollection, find_open
 from ragaccel.vectors.filters import (
     And,
@@ -20,6 +21,7 @@ from ragaccel.vectors.watch import SearchTrace, watch
 __all__ = [
     "And",
     "Changes",
+    "Choice",
     "CollectionHandle",
     "CollectionStats",
     "CompressionSpec",
@@ -34,7 +36,9 @@ __all__ = [
     "PayloadHead",
     "Record",
     "SearchTrace",
+    "Trial",
     "VectorCollection",
+    "choose",
     "find_open",
     "watch",
 ]

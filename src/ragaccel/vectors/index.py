@@ -11,7 +11,7 @@ from ragaccel.vectors import calibrate
 from ragaccel.vectors import metric as metrics
 from ragaccel.vectors.buffer import Buffer
 from ragaccel.vectors.calibrate import Exam
-from ragaccel.vectors.choose import choose_spec
+from ragaccel.vectors.choice import choose_spec
 from ragaccel.vectors.rescore import rescored
 from ragaccel.vectors.segment import Segment
 from ragaccel.vectors.spec import COMPRESS_FROM_ROWS, CompressionSpec

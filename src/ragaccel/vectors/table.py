@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ragaccel.vectors.choose import Choice
+    from ragaccel.vectors.choice import Choice
 
 
 def drawn(choice: Choice) -> Table:
