@@ -156,6 +156,25 @@ def test_a_file_system_without_room(small_disk, when, caplog):
         assert cache.get("new") == 1
 
 
+@pytest.mark.parametrize("harm", ["unlinked", "replaced"])
+def test_a_strike_reaches_a_memory_that_was_asked_just_before_harm_to_the_epoch(tmp_path, harm):
+    """The look at the path is left out for less time than a newcomer needs to strike."""
+    epoch = tmp_path / f"{FILE}.epoch"
+    for _ in range(10):
+        with MultiLevelCache.open(tmp_path) as cache:
+            cache.set("a", 1, tags=["t"])
+            copy = epoch.with_name("copy")
+            copy.write_bytes(epoch.read_bytes())
+            assert cache.get("a") == 1
+            if harm == "unlinked":
+                epoch.unlink()
+            else:
+                copy.rename(epoch)
+            with MultiLevelCache.open(tmp_path) as newcomer:
+                newcomer.invalidate(["t"])
+            assert cache.get("a") is MISSING
+
+
 def test_a_full_disk_and_an_empty_epoch_are_got_over(small_disk):
     """Once there is room again, entries are served again."""
     ballast = small_disk / "ballast"

@@ -2,7 +2,7 @@
 
 The strikes lie in the cache file. A small file beside it, the epoch, holds the number of the last
 one, and is read before every answer: one system call, and a look into the cache file only when the
-number has changed. That it is still the file at its path is looked at every few milliseconds.
+number has changed. That it is still the file at its path is looked at a little less often.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _log = logging.getLogger("ragaccel.cache")
 
 _SETTLE_AGAIN_SECONDS: Final = 1.0
 _LOOK_AGAIN_SECONDS: Final = 0.5
-_LOOK_SECONDS: Final = 0.005
+_LOOK_SECONDS: Final = 0.0002  # less than it takes another process to open the files and strike
 
 
 class _Epoch(NamedTuple):
@@ -152,7 +152,7 @@ class DiskLedger(Forkable):
                 self._lose_touch(error)
 
     def _is_there(self) -> bool:
-        """Tell whether the open epoch was the one at its path some milliseconds ago."""
+        """Tell whether the open epoch was the one at its path a moment ago."""
         now = time.monotonic()
         if now > self._looked + _LOOK_SECONDS:
             if os.stat(self._path).st_ino != self._inode:  # noqa: PTH116 - see connections
