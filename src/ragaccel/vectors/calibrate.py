@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 K: Final = 10
 #: Queries that an effort is set with.
 QUERIES: Final = 256
-_OVERSAMPLE: Final = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256)
+_OVERSAMPLE: Final = (4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256)
 #: Oversampling past which more probes help more.
 _ENOUGH: Final = 48
 _Z: Final = 1.645  # one-sided 95%
