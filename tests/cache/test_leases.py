@@ -241,7 +241,7 @@ async def test_a_cancelled_leader_gives_its_lease_back(stage):
             with pytest.raises(asyncio.CancelledError):
                 await task
         other = stage.process()
-        answer, _ = await asyncio.to_thread(other.communicate, timeout=PATIENCE / 3)
+        answer, _ = await asyncio.to_thread(other.communicate, timeout=PATIENCE)
         assert answer.startswith("value of ")
         assert await cache.aget("a") == answer.strip()
 
@@ -263,10 +263,10 @@ async def test_a_leader_cancelled_while_it_looks_once_more_gives_its_lease_back(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        other = stage.process("sync", 0.0, flight_timeout=5.0)
+        other = stage.process("sync", 0.0, flight_timeout=20.0)
         start = time.monotonic()
         await asyncio.to_thread(other.communicate, timeout=PATIENCE)
-        assert time.monotonic() - start < 2.5
+        assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
