@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ragaccel.cache import MISSING, MemoryLevel, MultiLevelCache
@@ -24,6 +24,7 @@ NAMES = range(12)
         )
     ),
 )
+@example(max_bytes=1100, puts=[[(1, 0, True), (0, 0, True), (1, 1, True)]])
 @settings(deadline=None)
 def test_the_byte_bound_always_holds(max_bytes, puts):
     """Whatever is put, replaced or expired, the level never counts more bytes than it may."""

@@ -166,7 +166,9 @@ class TinyLFU:
             share.add(entry)
             gone = self._fit(share, share.bytes_used - self._namespace_bytes, entry, [], now)
         left = self._leave_window()
-        return gone + self._fit(self.main, self.bytes_used - self._max_bytes, entry, left, now)
+        gone += self._fit(self.main, self.bytes_used - self._max_bytes, entry, left, now)
+        # A replaced entry that grew may be all that the main part holds.
+        return gone + self._fit(self.window, self.bytes_used - self._max_bytes, entry, [], now)
 
     def remove(self, key: bytes) -> None:
         """Let an entry go that may be here."""
