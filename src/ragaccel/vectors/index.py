@@ -34,6 +34,7 @@ _SEAL_ROWS: Final = 1024
 _MIN_TRAIN_ROWS: Final = 1024
 _SAMPLE_ROWS: Final = 20_000
 _GROWTH: Final = 2
+_RETUNE_GROWTH: Final = 1.25
 _CHOOSE_GROWTH: Final = 8
 _TRAIN_GROWTH: Final = 4
 _MOST_DEAD: Final = 0.3
@@ -162,7 +163,7 @@ class Index:
 
     @property
     def is_due(self) -> bool:
-        """Whether the segment needs work: there is none yet, rows doubled, or many are dead.
+        """Whether the segment needs work: there is none yet, rows became more, or many are dead.
 
         So a codec follows the rows as they drift, and dead rows are let go.
         """
@@ -174,7 +175,7 @@ class Index:
             return self.live_count >= least and self._live[: self.slab.end].sum() >= least
         return (
             segment.recall is None
-            or self.live_count >= _GROWTH * segment.rows_when_made
+            or self.live_count >= _RETUNE_GROWTH * segment.rows_when_made
             or self._many_dead
         )
 
