@@ -190,7 +190,8 @@ class Index:
         segment = self._segment
         trained = 0 if segment is None else segment.trained_rows
         grown = trained < _SAMPLE_ROWS // _GROWTH and self.live_count >= _TRAIN_GROWTH * trained
-        return grown or self._many_dead or self.plan().is_outgrown
+        stored = int(self._live[: self.slab.end].sum())
+        return grown or self._many_dead or _is_outgrown(self.asked, segment, stored)
 
     def plan(self) -> Plan:
         """Return what making the segment anew takes; see `Plan`."""
@@ -444,13 +445,6 @@ class Plan:
     old: Segment | None
     questions: NDArray[np.float32] | None = None
 
-    @property
-    def is_outgrown(self) -> bool:
-        """Whether the rows have become so many that another compression may be better."""
-        old = self.old
-        grown = old is None or len(self.slots) >= _CHOOSE_GROWTH * old.codes.rows
-        return self.asked.spec is None and grown
-
     def exam(self) -> Exam:
         """Return questions, or stand-ins for them, and their right answers."""
         metric = self.asked.metric
@@ -482,9 +476,17 @@ class Plan:
         asked, old = self.asked, self.old
         if asked.spec is not None:
             return asked.spec
-        if old is not None and (old.recall or 0) >= asked.recall and not self.is_outgrown:
+        rows = len(self.slots)
+        fits = old is not None and (old.recall or 0) >= asked.recall
+        if old is not None and fits and not _is_outgrown(asked, old, rows):
             return old.spec
-        return choose_spec(sample, len(self.slots), asked.metric, asked.recall, asked.memory_bytes)
+        return choose_spec(sample, rows, asked.metric, asked.recall, asked.memory_bytes)
+
+
+def _is_outgrown(asked: Asked, old: Segment | None, rows: int) -> bool:
+    """Tell whether rows have become so many that another compression may be better."""
+    grown = old is None or rows >= _CHOOSE_GROWTH * old.codes.rows
+    return asked.spec is None and grown
 
 
 def _merge(found: Found, scores: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> Found:
