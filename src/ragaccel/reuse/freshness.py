@@ -128,9 +128,9 @@ def _follow(dependency: Dependency) -> Dependency:
     if changes is None or not set(dependency.slots).isdisjoint(changes.deleted.tolist()):
         raise Stale
     if len(changes.upserted):
-        query = np.frombuffer(dependency.query, dtype=np.float32)[None, :]
         metric = collection.metric
-        reached = scores(prepare(query, metric), prepare(changes.vectors, metric), metric)
+        query = prepare(np.frombuffer(dependency.query, dtype=np.float32)[None, :], metric)[0]
+        reached = scores(query, prepare(changes.vectors, metric), metric)
         # The floor and this score may differ in the last bits for equal vectors.
         if float(reached.max()) >= dependency.floor - _ROUNDING * (1 + abs(dependency.floor)):
             raise Stale

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
-import msgspec
 import numpy as np
 
 from ragaccel import telemetry
@@ -31,6 +31,7 @@ from ragaccel.vectors.filters import Ids
 from ragaccel.vectors.locks import ReadWriteLock, WriterLock
 from ragaccel.vectors.metric import check_vectors
 from ragaccel.vectors.records import Changes, CollectionStats, Hit, Record
+from ragaccel.vectors.search import Search, check_k, check_score
 from ragaccel.vectors.slab import SLAB
 from ragaccel.vectors.store import Store, settings
 from ragaccel.vectors.upkeep import StoppableSlab, Upkeep
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
     from typing_extensions import Self
 
     from ragaccel.vectors.filters import Filter
-    from ragaccel.vectors.index import Found
+    from ragaccel.vectors.metric import Found
     from ragaccel.vectors.rowset import RowSet
+    from ragaccel.vectors.search import Answers
     from ragaccel.vectors.spec import Compression, CompressionSpec, Metric
 
 _DATABASE: Final = "collection.sqlite"
@@ -296,6 +298,7 @@ class VectorCollection(Forkable):
         k: int = 10,
         *,
         where: Filter | None = None,
+        min_score: float | None = None,
         exact: bool = False,
         vectors: bool = False,
     ) -> list[list[Hit]]:
@@ -305,6 +308,7 @@ class VectorCollection(Forkable):
             queries: One query of shape (dim,) or several of shape (m, dim).
             k: Rows per query; fewer come back only if fewer exist.
             where: A filter that rows must pass; it is applied before the search, not after.
+            min_score: Leave out rows that score less.
             exact: Compare with every vector instead of the codes.
             vectors: Give the hits their raw vectors.
 
@@ -316,79 +320,74 @@ class VectorCollection(Forkable):
             FilterError: The filter cannot be understood.
             CollectionClosedError: The collection is closed.
         """
-        count: Any = k
-        if not isinstance(count, (int, np.integer)) or count < 1:
-            raise ConfigurationError(f"k must be at least 1 and whole, got {k!r}.")
         asked = check_vectors(queries, self.dim)
-        with telemetry.stage(
-            "search", {attributes.TOP_K: k, attributes.QUERIES: len(asked)}
-        ) as span:
-            found, rows, raw = self._find(asked, int(k), where, exact=exact, vectors=vectors)
+        search = Search(asked, check_k(k), where, check_score(min_score), exact, vectors)
+        return self._answer(search).hits()
+
+    def search_by_id(
+        self,
+        ids: Sequence[str],
+        k: int = 10,
+        *,
+        where: Filter | None = None,
+        min_score: float | None = None,
+        exact: bool = False,
+        vectors: bool = False,
+    ) -> list[list[Hit]]:
+        """Find the nearest other rows of rows; see `search`.
+
+        Returns:
+            Per id, in their order, hits without the row itself; of an unknown id none.
+        """
+        count, floor = check_k(k), check_score(min_score)
+        known = {row.id: row.vector for row in self.get(ids, vectors=True)}
+        asked = np.array([row for row in known.values() if row is not None], dtype=np.float32)
+        found: dict[str, list[Hit]] = {}
+        if known:
+            search = Search(asked, count + 1, where, floor, exact, vectors)
+            found = dict(zip(known, self._answer(search).hits(), strict=True))
+        return [[hit for hit in found.get(one, []) if hit.id != one][:count] for one in ids]
+
+    def _answer(self, search: Search) -> Answers:
+        asked = {attributes.TOP_K: search.k, attributes.QUERIES: len(search.queries)}
+        with telemetry.stage("search", asked) as span:
+            answers = self._settled(lambda: self._look(search))
+            self._tell(search, answers.found)
             index = self._store.index
             if index is not None:
                 span.set(
                     {
                         attributes.CODEC: index.spec.codec,
                         attributes.ROWS: index.live_count,
-                        attributes.CANDIDATES: index.candidates(k),
+                        attributes.CANDIDATES: index.candidates(search.k),
                     }
                 )
-        return [
-            [
-                _hit(rows[slot], score, raw.get(slot))
-                for score, slot in zip(scores, slots, strict=True)
-                if slot in rows
-            ]
-            for scores, slots in found
-        ]
+        return answers
 
-    def _find(
-        self,
-        queries: NDArray[np.float32],
-        k: int,
-        where: Filter | None,
-        *,
-        exact: bool,
-        vectors: bool,
-    ) -> tuple[list[Found], dict[int, Record], dict[int, NDArray[np.float32]]]:
-        """Return scores and slots per query, and the rows of all slots."""
-        found, rows, raw = self._settled(
-            lambda: self._look(queries, k, where, exact=exact, vectors=vectors)
-        )
-        self._tell(queries, k, found)
-        return found, rows, raw
+    def _look(self, search: Search) -> Answers:
+        """Search once; a follower does it again where the writer has gone on in between.
 
-    def _look(
-        self,
-        queries: NDArray[np.float32],
-        k: int,
-        where: Filter | None,
-        *,
-        exact: bool,
-        vectors: bool,
-    ) -> tuple[list[Found], dict[int, Record], dict[int, NDArray[np.float32]]]:
-        """Do the work of `_find`.
-
-        A follower looks again where the writer has gone on in between, if it can keep up.
+        The writer's own searches need no snapshot: no other process writes, and its own writes
+        wait for them.
         """
-        tries = 0
-        while True:
+        for tries_left in range(_FOLLOW_TRIES, -1, -1):
             self._follow()
             with self._lock.read():
                 store = self._readable()
-                with store.db.snapshot() as db:
-                    is_behind = self.read_only and database.position(db) != store.position
-                    if is_behind and tries < _FOLLOW_TRIES:
-                        tries += 1
-                        continue
-                    allowed = None if where is None else self._passed(db, where)
-                    found: list[Found] = [([], []) for _ in queries]
-                    if store.index is not None:
-                        found = store.index.search(queries, k, allowed, exact=exact)
-                    wanted = sorted({slot for _, slots in found for slot in slots})
-                    rows = database.records(db, wanted)
-                    raw = store.raw(db, wanted) if vectors else {}
-                return found, rows, raw
+                look = functools.partial(self._run, search, store, anyway=not tries_left)
+                answers = store.db.look(look, still=self.read_only)
+            if answers is not None:
+                return answers
+        raise AssertionError("unreachable: the last try always answers")
+
+    def _run(
+        self, search: Search, store: Store, db: sqlite3.Connection, *, anyway: bool
+    ) -> Answers | None:
+        """Search; None where the writer has gone on since the last look."""
+        if self.read_only and not anyway and database.position(db) != store.position:
+            return None
+        allowed = None if search.where is None else self._passed(db, search.where)
+        return search.run(store, db, allowed)
 
     def get(self, ids: Sequence[str], *, vectors: bool = False) -> list[Record]:
         """Return the rows of ids, in their order; unknown ids are left out."""
@@ -413,15 +412,14 @@ class VectorCollection(Forkable):
             store = self._readable()
             with store.db.snapshot() as db:
                 slots = database.slots_where(db, where).tolist()
-                found = database.records(db, slots)
                 raw = store.raw(db, slots) if vectors else {}
-            if vectors:
                 found = {
-                    slot: msgspec.structs.replace(one, vector=raw[slot])
-                    for slot, one in found.items()
+                    slot: Record.of(one, raw.get(slot))
+                    for slot, one in database.documents(db, slots).items()
                 }
             # Any new row might pass the filter: one more is asked for than was found.
-            self._tell(np.zeros((1, self.dim or 0), np.float32), len(slots) + 1, [([], slots)])
+            nothing = np.zeros((1, self.dim or 0), np.float32)
+            self._tell(Search(nothing, len(slots) + 1), [([], slots)])
         if order is None:
             return [found[slot] for slot in slots if slot in found]
         by_id = {record.id: record for record in found.values()}
@@ -649,13 +647,13 @@ class VectorCollection(Forkable):
                 self._store.follow()
                 self._keep_up(self._store)
 
-    def _tell(self, queries: NDArray[np.float32], k: int, found: Sequence[Found]) -> None:
+    def _tell(self, search: Search, found: Sequence[Found]) -> None:
         """Tell a watcher what was found, so that it can see when that is no longer right."""
         traces = watched()
         if traces is None:
             return
-        for query, (scores, slots) in zip(queries, found, strict=True):
-            floor = scores[-1] if len(slots) == k else -np.inf
+        for query, (scores, slots) in zip(search.queries, found, strict=True):
+            floor = scores[-1] if len(slots) == search.k else search.min_score
             found_at = self._store.position
             traces.append(SearchTrace(self.id, *found_at, query.copy(), floor, tuple(slots)))
 
@@ -699,10 +697,3 @@ def _reopen(path: Path, metric: Metric, compression: Any, recall: float) -> Vect
     return VectorCollection.open(
         path, metric=metric, compression=compression, recall=recall, read_only=True
     )
-
-
-def _hit(record: Record, score: float, vector: NDArray[np.float32] | None) -> Hit:
-    return Hit(
-        record.id, record.text, record.metadata, record.document_id, record.payload, record.slot,
-        vector, score,
-    )  # fmt: skip

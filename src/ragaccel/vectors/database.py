@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,16 +16,17 @@ from ragaccel.errors import CollectionError, CorruptCollectionError
 from ragaccel.resources import Connections, DamagedFileError
 from ragaccel.vectors import blocks, fields
 from ragaccel.vectors.filters import as_json, compile_filter
-from ragaccel.vectors.records import Record, decode_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from ragaccel.vectors.filters import Filter
-    from ragaccel.vectors.records import Row
+    from ragaccel.vectors.records import Document, Row
+
+T = TypeVar("T")
 
 FORMAT: Final = 2
 _SCHEMA = """
@@ -63,6 +64,7 @@ class Position(NamedTuple):
 _COLUMNS = "slot, id, text, metadata, document_id, payload"
 _BUSY_SECONDS = 10.0
 _MEMORY = ":memory:"
+_MAPPED_BYTES: Final = 1 << 40  # SQLite takes the most that it can, mostly 2 GB
 
 
 class Database:
@@ -126,14 +128,33 @@ class Database:
             else:
                 with self._lock:
                     yield self._memory
-        except DamagedFileError as error:
-            raise CorruptCollectionError(
+        except (sqlite3.DatabaseError, DamagedFileError) as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: Exception) -> CollectionError:
+        """Return what to raise for what SQLite found."""
+        if isinstance(error, DamagedFileError):
+            return CorruptCollectionError(
                 f"{self._file} is damaged: {error.__cause__}; restore the folder from a backup."
-            ) from error
-        except sqlite3.DatabaseError as error:
-            if type(error) is sqlite3.DatabaseError or "no such table" in str(error):
-                raise CorruptCollectionError(f"{self._file} is damaged: {error}") from error
-            raise CollectionError(f"{self._file or 'the collection'}: {error}") from error
+            )
+        if type(error) is sqlite3.DatabaseError or "no such table" in str(error):
+            return CorruptCollectionError(f"{self._file} is damaged: {error}")
+        return CollectionError(f"{self._file or 'the collection'}: {error}")
+
+    def look(self, look: Callable[[sqlite3.Connection], T], *, still: bool = False) -> T:
+        """Return what a function finds with a connection.
+
+        Args:
+            look: The function.
+            still: Let it see one state of the file, whatever others write meanwhile.
+        """
+        if still or self._memory is not None:
+            with self.snapshot() if still else self.read() as db:
+                return look(db)
+        try:
+            return self._pool.run(look)
+        except (sqlite3.DatabaseError, DamagedFileError) as error:
+            raise self._fault(error) from error
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -186,6 +207,7 @@ def _connect(file: Path | None, *, read_only: bool) -> sqlite3.Connection:
         target, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
     connection.create_function("unicode_lower", 1, _lower, deterministic=True)
+    connection.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
     return connection
 
 
@@ -372,24 +394,16 @@ def _append(db: sqlite3.Connection, slots: Sequence[int], *, live: bool) -> None
     )
 
 
-def records(db: sqlite3.Connection, slots: Sequence[int]) -> dict[int, Record]:
-    """Return the rows of slots; those that are gone are left out."""
-    found = {}
+def documents(db: sqlite3.Connection, slots: Sequence[int]) -> dict[int, Document]:
+    """Return the documents of slots; those that are gone are left out."""
+    found: dict[int, Document] = {}
     for start in range(0, len(slots), 500):
         part = slots[start : start + 500]
-        marks = ",".join("?" * len(part))
-        sql = f"SELECT {_COLUMNS} FROM doc WHERE slot IN ({marks})"
-        for row in db.execute(sql, part):
-            found[row[0]] = _record(row)
+        found.update({row[0]: row for row in db.execute(_select(len(part)), part).fetchall()})
     return found
 
 
-def scan(db: sqlite3.Connection) -> Iterator[Record]:
-    """Yield every row, in the order of writing."""
-    for row in db.execute(f"SELECT {_COLUMNS} FROM doc ORDER BY slot"):
-        yield _record(row)
-
-
-def _record(row: tuple[Any, ...]) -> Record:
-    slot, id_, text, metadata, document_id, payload = row
-    return Record(id_, text, decode_metadata(metadata), document_id, payload, slot)
+@functools.cache
+def _select(count: int) -> str:
+    marks = ",".join("?" * count)
+    return f"SELECT {_COLUMNS} FROM doc WHERE slot IN ({marks})"

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ragaccel.vectors.metric import Found
     from ragaccel.vectors.rowset import RowSet
     from ragaccel.vectors.slab import Slab
     from ragaccel.vectors.spec import Metric
 
-    Found = tuple[list[float], list[int]]
 
 #: A filter that leaves no more rows than this is answered by comparing with all of them.
 _EXACT_ROWS: Final = 2048
@@ -70,7 +70,6 @@ class Index:
 
     Attributes:
         live_count: Rows that live.
-        unit: Whether all raw vectors are known to have a length of one.
         questions: Real query vectors, raw, that efforts are set with; None for stand-ins.
     """
 
@@ -85,7 +84,7 @@ class Index:
         self._segment: Segment | None = None
         self._tombstones = 0
         self.live_count = 0
-        self.unit = False
+        self._unit = False
         self.questions: NDArray[np.float32] | None = None
 
     # -- contents ----------------------------------------------------------------------------------
@@ -111,6 +110,23 @@ class Index:
         return self._live
 
     @property
+    def unit(self) -> bool:
+        """Whether all raw vectors are known to have a length of one, and are scored as they are."""
+        return self._unit
+
+    @unit.setter
+    def unit(self, unit: bool) -> None:
+        was, self._unit = self._scored, unit
+        if was != self._scored:
+            slots, rows = self._buffer.take()
+            self._buffer.add(slots, metrics.prepare(rows, self._scored))
+
+    @property
+    def _scored(self) -> Metric:
+        """How rows are scored for prepared queries."""
+        return "ip" if self._unit and self._metric == "cosine" else self._metric
+
+    @property
     def bytes_used(self) -> int:
         """Bytes in memory: codes, recent rows, tombstones, and a slab that is in memory."""
         codes = 0 if self._segment is None else self._segment.codes.bytes_used
@@ -121,7 +137,7 @@ class Index:
         """Take in new rows: slots (n,) above all known ones, raw vectors (n, dim)."""
         if len(slots):
             self._mark_live(slots)
-            self._buffer.add(slots, metrics.prepare(vectors, self._metric))
+            self._buffer.add(slots, metrics.prepare(vectors, self._scored))
 
     def forget(self, slots: NDArray[np.int64]) -> None:
         """Drop rows: from the buffer at once, from the segment by a tombstone."""
@@ -265,7 +281,7 @@ class Index:
         else:
             self.compact()
         late = fresh_slots >= self.slab.end
-        self._buffer.add(fresh_slots[late], metrics.prepare(fresh_vectors[late], self._metric))
+        self._buffer.add(fresh_slots[late], metrics.prepare(fresh_vectors[late], self._scored))
 
     def load(self, file: Path, is_known: Callable[[str], bool]) -> None:
         """Read the stored segment; a missing or damaged one is made anew when it is due."""
@@ -312,7 +328,7 @@ class Index:
             allowed: Slots that may be found; None for all.
             exact: Compare with every vector.
         """
-        prepared = metrics.prepare(queries, self._metric)
+        prepared = metrics.prepare_queries(queries, self._metric)
         few = allowed is not None and len(allowed) <= max(_EXACT_ROWS, self.candidates(k))
         if exact or few or self._segment is None:
             return self._exact(prepared, k, allowed)
@@ -320,7 +336,7 @@ class Index:
 
     def recall(self, queries: NDArray[np.float32], k: int) -> float:
         """Return recall@k of raw queries (m, dim) against exact search."""
-        return self._recall(metrics.prepare(queries, self._metric), k)
+        return self._recall(metrics.prepare_queries(queries, self._metric), k)
 
     def recall_on_rows(self, queries: int, k: int) -> float:
         """Return recall@k of vectors made from the rows as stand-ins for questions."""
@@ -346,8 +362,11 @@ class Index:
             found = self._living_candidates(segment, queries, count)
         best = self._recent(queries, k, allowed)
         for at, query in enumerate(queries):
-            scores, slots = rescored(self.slab, query, found[at], k, self._metric, unit=self.unit)
-            best[at] = _merge(best[at], scores, slots, k)
+            stored = rescored(self.slab, query, found[at], k, self._scored)
+            if best[at][1]:
+                scores, slots = np.array(stored[0], np.float32), np.array(stored[1], np.int64)
+                stored = metrics.merge(best[at], scores, slots, k)
+            best[at] = stored
         return best
 
     def _living_candidates(
@@ -378,10 +397,10 @@ class Index:
         for part in calibrate.blocks(slots):
             rows = self.slab.read(part)
             if len(queries) == 1:
-                scores, kept = metrics.nearest_raw(queries[0], rows, k, self._metric)
-                best[0] = _merge(best[0], scores, part[kept], k)
+                scores, kept = metrics.nearest_raw(queries[0], rows, k, self._scored)
+                best[0] = metrics.merge(best[0], scores, part[kept], k)
             else:
-                self._scan(queries, part, metrics.prepare(rows, self._metric), k, best)
+                self._scan(queries, part, metrics.prepare(rows, self._scored), k, best)
         return best
 
     def _recent(self, queries: NDArray[np.float32], k: int, allowed: RowSet | None) -> list[Found]:
@@ -409,10 +428,10 @@ class Index:
         rough = metrics.rough_scores(queries, rows, self._metric)
         for at, query in enumerate(queries):
             scores, kept = metrics.nearest(query, rows, rough[at], k, self._metric)
-            best[at] = _merge(best[at], scores, slots[kept], k)
+            best[at] = metrics.merge(best[at], scores, slots[kept], k)
 
     def _prepared(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        return metrics.prepare(self.slab.read(slots), self._metric)
+        return metrics.prepare(self.slab.read(slots), self._scored)
 
     def _mark_live(self, slots: NDArray[np.int64]) -> None:
         if not len(slots):
@@ -487,15 +506,6 @@ def _is_outgrown(asked: Asked, old: Segment | None, rows: int) -> bool:
     """Tell whether rows have become so many that another compression may be better."""
     grown = old is None or rows >= _CHOOSE_GROWTH * old.codes.rows
     return asked.spec is None and grown
-
-
-def _merge(found: Found, scores: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> Found:
-    """Return the k highest scores with their slots; of equal scores the lower slot first."""
-    if found[1]:
-        scores = np.concatenate((np.array(found[0], np.float32), scores))
-        slots = np.concatenate((np.array(found[1], np.int64), slots))
-    order = np.lexsort((slots, -scores))[:k]
-    return scores[order].tolist(), slots[order].tolist()
 
 
 def _overlap(found: list[Found], truth: list[Found]) -> float:

@@ -13,6 +13,7 @@ from ragaccel.errors import CollectionLockedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 
@@ -24,25 +25,30 @@ class ReadWriteLock:
         self._readers = self._readers_waiting = self._readers_admitted = 0
         self._writing = False
         self._writers_waiting = 0
+        self._reading = _Reading(self)
 
-    @contextlib.contextmanager
-    def read(self) -> Iterator[None]:
+    def read(self) -> AbstractContextManager[None]:
         """Hold the lock for reading."""
+        return self._reading
+
+    def begin_reading(self) -> None:
+        """Take the lock for reading; `end_reading` lets go of it."""
         with self._condition:
-            self._readers_waiting += 1
-            try:
-                self._condition.wait_for(self._may_read)
-            finally:
-                self._readers_waiting -= 1
+            if not self._may_read():
+                self._readers_waiting += 1
+                try:
+                    self._condition.wait_for(self._may_read)
+                finally:
+                    self._readers_waiting -= 1
             self._readers_admitted = max(0, self._readers_admitted - 1)
             self._readers += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._readers -= 1
-                if not self._readers:
-                    self._condition.notify_all()
+
+    def end_reading(self) -> None:
+        """Let go of what `begin_reading` took."""
+        with self._condition:
+            self._readers -= 1
+            if not self._readers:
+                self._condition.notify_all()
 
     @contextlib.contextmanager
     def write(self) -> Iterator[None]:
@@ -69,6 +75,19 @@ class ReadWriteLock:
     def _may_write(self) -> bool:
         admitted = min(self._readers_admitted, self._readers_waiting)
         return not (self._writing or self._readers or admitted)
+
+
+class _Reading:
+    """Holds a lock for reading; many hold it at a time, so it keeps nothing of its own."""
+
+    def __init__(self, lock: ReadWriteLock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.begin_reading()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.end_reading()
 
 
 class WriterLock:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
+import faiss as _typed_faiss
 import numpy as np
 
 from ragaccel.errors import DimensionMismatchError, InvalidVectorError
 
+faiss: Any = _typed_faiss  # its stubs describe the C++ signatures, not the Python ones
+
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from numpy.typing import ArrayLike, NDArray
 
     from ragaccel.vectors.spec import Metric
 
+#: Scores and the places of their rows, highest first.
+Found = tuple[list[float], list[int]]
 _MATRIX = 2
+_ROWS_AT_ONCE = 1024
 _SAFE = (1e-30, 1e30)  # lengths that float32 divides by without loss
 _ROUNDING = 1e-4
-_UNIT = 6e-5  # of squared lengths: what rough scores are off by is within _ROUNDING
+_TIES = 6  # rows past the k-th that are looked at, should they score like it
+_UNIT = 2e-6  # of squared lengths
 
 
 def check_vectors(vectors: ArrayLike, dim: int | None) -> NDArray[np.float32]:
@@ -27,6 +37,8 @@ def check_vectors(vectors: ArrayLike, dim: int | None) -> NDArray[np.float32]:
         InvalidVectorError: Not numbers, not one or two axes, no dimensions, NaN or infinity.
         DimensionMismatchError: `dim` is given and the vectors have another one.
     """
+    if _is_plain(vectors, dim):
+        return vectors[None, :]
     try:
         given = np.asarray(vectors)
     except ValueError as error:
@@ -41,8 +53,10 @@ def check_vectors(vectors: ArrayLike, dim: int | None) -> NDArray[np.float32]:
             f"vectors must be numbers of shape (n, dim), got {type(vectors).__name__}: "
             f"{str(vectors)[:80]!r}."
         )
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
-        array = np.ascontiguousarray(given, dtype=np.float32)
+    if given.dtype != np.float32:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+            given = given.astype(np.float32)
+    array = np.ascontiguousarray(given)
     if array.ndim == 1:
         array = array[None, :]
     if array.ndim != _MATRIX or (array.size == 0 and array.shape[0] > 0):
@@ -60,9 +74,20 @@ def check_vectors(vectors: ArrayLike, dim: int | None) -> NDArray[np.float32]:
     return array
 
 
+def _is_plain(vectors: ArrayLike, dim: int | None) -> TypeGuard[NDArray[np.float32]]:
+    """Tell at little cost whether it is a vector as it should be; what is unusual needs a look."""
+    return (
+        isinstance(vectors, np.ndarray)
+        and vectors.dtype == np.float32
+        and vectors.shape == (dim,)
+        and vectors.flags.c_contiguous
+        and bool(np.isfinite(vectors).all())
+    )
+
+
 def are_unit(vectors: NDArray[np.float32]) -> bool:
-    """Tell whether vectors (n, dim) have a length of one, as nearly as rough scores want it."""
-    squares = np.einsum("ij,ij->i", vectors, vectors)
+    """Tell whether vectors (n, dim) have a length of one, as nearly as float32 can tell."""
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     return bool(np.abs(squares - 1).max(initial=0) < _UNIT)
 
 
@@ -70,33 +95,105 @@ def prepare(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]
     """Return the vectors as they are scored: of unit length for cosine; zero stays zero."""
     if metric != "cosine":
         return vectors
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    norms[norms == 0] = 1
-    if _SAFE[0] < norms.min(initial=1) and norms.max(initial=1) < _SAFE[1]:
-        norms = norms.astype(np.float32)
-    prepared: NDArray[np.float32] = (vectors / norms[:, None]).astype(np.float32)
+    if len(vectors) <= _ROWS_AT_ONCE:
+        return _of_unit_length(vectors)
+    prepared = np.empty(vectors.shape, dtype=np.float32)
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        end = start + _ROWS_AT_ONCE
+        prepared[start:end] = _of_unit_length(vectors[start:end])
     return prepared
 
 
+def prepare_queries(queries: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
+    """Return queries (m, dim) as they are scored, each the same whatever others are beside it."""
+    if metric != "cosine":
+        return queries
+    prepared = np.empty(queries.shape, dtype=np.float32)
+    for at, query in enumerate(queries):
+        wide = query.astype(np.float64)
+        prepared[at] = wide / (math.sqrt(wide.dot(wide)) or 1.0)
+    return prepared
+
+
+def _of_unit_length(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    wide = np.array(vectors, dtype=np.float64, order="C")
+    norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    if len(norms) and _SAFE[0] < norms.min() and norms.max() < _SAFE[1]:
+        return np.divide(vectors, norms.astype(np.float32)[:, None])
+    norms[norms == 0] = 1
+    return (wide / norms[:, None]).astype(np.float32)
+
+
 def scores(
-    queries: NDArray[np.float32], rows: NDArray[np.float32], metric: Metric
+    query: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    metric: Metric,
+    among: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Return scores of prepared rows for prepared queries, the same for equal rows to the last bit.
+    """Return scores of prepared rows for a prepared query, the same for equal rows to the last bit.
 
     Args:
-        queries: Shape (m, dim).
+        query: Shape (dim,).
         rows: Shape (n, dim).
         metric: "cosine" and "ip" score by the inner product, "l2" by the negated squared distance.
+        among: Positions of the rows that are meant, which are read where they lie; None for all.
 
     Returns:
-        Shape (m, n); higher is nearer.
+        Shape (n,), or as long as `among`; higher is nearer.
     """
+    if among is None:
+        among, rows = np.arange(len(rows)), np.ascontiguousarray(rows)
+    found = np.empty(len(among), dtype=np.float32)
+    if not len(among):
+        return found
+    given = (found, np.ascontiguousarray(query), rows, np.ascontiguousarray(among))
+    pointers = map(faiss.swig_ptr, given)
     if metric == "l2":
-        apart = rows[None, :, :] - queries[:, None, :]
-        distances: NDArray[np.float32] = -np.einsum("mnd,mnd->mn", apart, apart)
-        return distances
-    products: NDArray[np.float32] = np.einsum("md,nd->mn", queries, rows)
-    return products
+        faiss.fvec_L2sqr_by_idx(*pointers, rows.shape[1], 1, len(among))
+        return np.negative(found, out=found)
+    faiss.fvec_inner_products_by_idx(*pointers, rows.shape[1], 1, len(among))
+    return found
+
+
+def best(
+    query: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    among: NDArray[np.int64],
+    k: int,
+    metric: Metric,
+) -> Found:
+    """Return the k highest scores and the positions of their rows, highest first.
+
+    Of equal scores the lower position comes first.
+
+    Args:
+        query: Prepared, shape (dim,).
+        rows: Prepared, shape (n, dim), read where they lie.
+        among: Positions of the rows that are meant, shape (m,).
+        k: How many are wanted.
+        metric: See `scores`.
+    """
+    more = min(k + _TIES, len(among))
+    if not more:
+        return [], []
+    found, at = np.empty(more, dtype=np.float32), np.empty(more, dtype=np.int64)
+    given = (np.ascontiguousarray(query), rows, np.ascontiguousarray(among))
+    pointers = map(faiss.swig_ptr, given)
+    search = faiss.knn_L2sqr_by_idx if metric == "l2" else faiss.knn_inner_products_by_idx
+    sizes = (rows.shape[1], 1, len(rows), len(among), more)
+    search(*pointers, *sizes, faiss.swig_ptr(found), faiss.swig_ptr(at), 0)
+    values, places = found.tolist(), at.tolist()
+    if metric == "l2":
+        values = [-value for value in values]
+    is_cut = more < len(among) and values[k - 1] == values[-1]  # there may be more of that score
+    if is_cut or places[-1] < 0:  # or a score is NaN: the numbers are too large for float32
+        every = scores(query, rows, metric, among)
+        order = np.lexsort((among, -every))[:k]
+        return every[order].tolist(), among[order].tolist()
+    if len(set(values)) < more:
+        pairs = sorted(zip(values, places, strict=True), key=lambda one: (-one[0], one[1]))
+        values, places = [value for value, _ in pairs], [place for _, place in pairs]
+    return values[:k], places[:k]
 
 
 def rough_scores(
@@ -128,7 +225,7 @@ def nearest(
         metric: See `scores`.
     """
     kept = at_least(query, rough, k, metric)
-    return scores(query[None, :], rows[kept], metric)[0], kept
+    return scores(query, rows[kept], metric), kept
 
 
 def nearest_raw(
@@ -145,7 +242,7 @@ def nearest_raw(
     elif metric == "l2":
         rough = 2 * rough - np.einsum("ij,ij->i", rows, rows) - query @ query
     kept = at_least(query, rough, k, metric)
-    return scores(query[None, :], prepare(rows[kept], metric), metric)[0], kept
+    return scores(query, prepare(rows[kept], metric), metric), kept
 
 
 def at_least(
@@ -166,3 +263,12 @@ def at_least(
     if metric == "l2":  # rough distances are differences of squared lengths, and as exact
         size += float(query @ query)
     return np.flatnonzero(rough >= least - _ROUNDING * (1 + size))
+
+
+def merge(found: Found, scores: NDArray[np.float32], slots: NDArray[np.int64], k: int) -> Found:
+    """Return the k highest scores with their slots; of equal scores the lower slot first."""
+    if found[1]:
+        scores = np.concatenate((np.array(found[0], np.float32), scores))
+        slots = np.concatenate((np.array(found[1], np.int64), slots))
+    order = np.lexsort((slots, -scores))[:k]
+    return scores[order].tolist(), slots[order].tolist()

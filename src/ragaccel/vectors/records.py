@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from ragaccel.vectors.spec import CompressionSpec
 
 
-class Record(msgspec.Struct, frozen=True):
+Document = tuple[int, str, str | None, str, str | None, bytes | None]
+"""A row of the database: slot, id, text, metadata as JSON, document id, payload."""
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A stored row.
 
     Attributes:
@@ -41,11 +45,25 @@ class Record(msgspec.Struct, frozen=True):
     slot: int = 0
     vector: NDArray[np.float32] | None = None
 
+    @classmethod
+    def of(cls, document: Document, vector: NDArray[np.float32] | None = None) -> Record:
+        """Return the row that a document of the database is."""
+        slot, id_, text, metadata, document_id, payload = document
+        return cls(id_, text, decode_metadata(metadata), document_id, payload, slot, vector)
 
-class Hit(Record, frozen=True):
+
+class Hit(Record, frozen=True, gc=False):
     """A found row and its exact score; higher is nearer."""
 
     score: float = 0.0
+
+    @classmethod
+    def found(
+        cls, document: Document, score: float, vector: NDArray[np.float32] | None = None
+    ) -> Hit:
+        """Return the hit that a document of the database is."""
+        slot, id_, text, metadata, document_id, payload = document
+        return cls(id_, text, decode_metadata(metadata), document_id, payload, slot, vector, score)
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,8 +133,8 @@ class Store:
             database.set_meta(db, next_slot=first + len(rows))
             if self.index is None:
                 database.set_meta(db, dim=dim)
-            if unit != index.unit:
-                database.set_meta(db, unit=unit)
+            if unit != index.unit or not first:
+                database.set_meta(db, normalised=unit)
             position = database.position(db)
         self.index, self._next_slot, self.position = index, first + len(rows), position
         index.unit = unit
@@ -279,7 +279,7 @@ class Store:
             position = database.position(db)
             rows = database.log(db, self.position.seq, position.seq, -1)
             late_slots, late_vectors = database.fresh(db, self.index.dim)
-        self.index.unit = bool(meta.get("unit", False))
+        self.index.unit = bool(meta.get("normalised", False))
         if isinstance(self.index.slab, FileSlab):
             self.index.slab.extend(meta.get("slab_end", 0))
         added, gone = _net(rows)
@@ -302,7 +302,7 @@ class Store:
                 self.index = None
                 return
             index = self._made(meta["dim"], meta.get("slab_end", 0))
-            index.unit = bool(meta.get("unit", False))
+            index.unit = bool(meta.get("normalised", not self._next_slot))
             index.questions = database.questions(db, index.dim)
             if self._folder is not None:
                 index.load(self._folder / SEGMENT, functools.partial(self._is_known, db))

@@ -1,0 +1,117 @@
+"""What a search asks of a collection, and what it finds."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from operator import neg
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from ragaccel.errors import ConfigurationError
+from ragaccel.vectors import database
+from ragaccel.vectors.records import Hit
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from numpy.typing import NDArray
+
+    from ragaccel.vectors.filters import Filter
+    from ragaccel.vectors.metric import Found
+    from ragaccel.vectors.records import Document
+    from ragaccel.vectors.rowset import RowSet
+    from ragaccel.vectors.store import Store
+
+ANY_SCORE: Final = -math.inf
+
+
+class Search(NamedTuple):
+    """What is asked.
+
+    Attributes:
+        queries: Raw, float32 of shape (m, dim).
+        k: Rows per query.
+        where: A filter that rows must pass.
+        min_score: The least score of a row.
+        exact: Whether to compare with every vector.
+        vectors: Whether hits get their raw vectors.
+    """
+
+    queries: NDArray[np.float32]
+    k: int
+    where: Filter | None = None
+    min_score: float = ANY_SCORE
+    exact: bool = False
+    vectors: bool = False
+
+    def run(self, store: Store, db: sqlite3.Connection, allowed: RowSet | None) -> Answers:
+        """Find the nearest rows, and read what is stored of them."""
+        if store.index is None:
+            return Answers([([], []) for _ in self.queries], {}, {})
+        found = store.index.search(self.queries, self.k, allowed, exact=self.exact)
+        if self.min_score > ANY_SCORE:
+            found = [_at_least(one, self.min_score) for one in found]
+        if len(found) == 1:
+            wanted = found[0][1]
+        else:
+            wanted = sorted({slot for _, slots in found for slot in slots})
+        raw = store.raw(db, wanted) if self.vectors else {}
+        return Answers(found, database.documents(db, wanted), raw)
+
+
+class Answers(NamedTuple):
+    """What is found.
+
+    Attributes:
+        found: Exact scores and slots per query, nearest first.
+        documents: What is stored of the rows, by slot; a row that is gone meanwhile has none.
+        raw: Raw vectors by slot, where they were asked for.
+    """
+
+    found: list[Found]
+    documents: dict[int, Document]
+    raw: dict[int, NDArray[np.float32]]
+
+    def hits(self) -> list[list[Hit]]:
+        """Return the hits of each query, nearest first."""
+        documents, raw = self.documents, self.raw
+        return [
+            [
+                Hit.found(documents[slot], score, raw.get(slot))
+                for score, slot in zip(scores, slots, strict=True)
+                if slot in documents
+            ]
+            for scores, slots in self.found
+        ]
+
+
+def check_k(k: Any) -> int:
+    """Return how many rows are wanted.
+
+    Raises:
+        ConfigurationError: Not a whole number of at least 1.
+    """
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
+        raise ConfigurationError(f"k must be at least 1 and whole, got {k!r}.")
+    return int(k)
+
+
+def check_score(score: Any) -> float:
+    """Return the least score that is wanted; None stands for any.
+
+    Raises:
+        ConfigurationError: Not a number, or NaN.
+    """
+    if score is None:
+        return ANY_SCORE
+    if not isinstance(score, (int, float, np.number)) or math.isnan(score):
+        raise ConfigurationError(f"min_score must be a number or None, got {score!r}.")
+    return float(score)
+
+
+def _at_least(found: Found, score: float) -> Found:
+    scores, slots = found
+    count = bisect_right(scores, -score, key=neg)
+    return scores[:count], slots[:count]
