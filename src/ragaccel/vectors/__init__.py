@@ -1,6 +1,6 @@
 """Vector collections: SQLite truth, a slab of raw vectors, compressed codes derived from them."""
 
-from ragaccel.vectors.choice import Choice, Trial, choose
+from ragaccel.vectors.choice import Choice, choose
 from ragaccel.vectors.collection import VectorCollection, find_open
 from ragaccel.vectors.filters import (
     And,
@@ -16,6 +16,7 @@ from ragaccel.vectors.filters import (
 from ragaccel.vectors.handle import CollectionHandle
 from ragaccel.vectors.records import Changes, CollectionStats, Hit, Record
 from ragaccel.vectors.spec import CompressionSpec
+from ragaccel.vectors.trials import Trial
 from ragaccel.vectors.watch import SearchTrace, watch
 
 __all__ = [

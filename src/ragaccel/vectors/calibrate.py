@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from ragaccel.vectors.engines import Effort
 from ragaccel.vectors.metric import nearest, prepare, rough_scores
+from ragaccel.vectors.slab import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ragaccel.vectors.segment import Segment
+    from ragaccel.vectors.slab import Rows
     from ragaccel.vectors.spec import Metric
 
 #: Results per query that recall is measured with.
@@ -27,20 +29,6 @@ _ENOUGH: Final = 48
 _Z: Final = 1.645  # one-sided 95%
 _NOISE: Final = 1.5
 _SEED: Final = 20_261_123
-_BLOCK_ROWS: Final = 32_768
-
-
-class Rows(Protocol):
-    """Where raw vectors are read."""
-
-    def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of slots, shape (n, dim)."""
-
-
-def blocks(slots: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield slots in parts whose vectors fit into little memory."""
-    for start in range(0, len(slots), _BLOCK_ROWS):
-        yield slots[start : start + _BLOCK_ROWS]
 
 
 def stand_ins(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,56 +9,27 @@ import numpy as np
 
 from ragaccel.errors import ConfigurationError
 from ragaccel.vectors import calibrate
-from ragaccel.vectors.engines import Effort
-from ragaccel.vectors.metric import check_vectors, prepare
-from ragaccel.vectors.rescore import rescored
-from ragaccel.vectors.segment import Segment
+from ragaccel.vectors.metric import check_vectors, prepare, prepare_queries
 from ragaccel.vectors.slab import MemorySlab
 from ragaccel.vectors.spec import CompressionSpec
+from ragaccel.vectors.trials import Bench, Trial, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
     from rich.table import Table
 
+    from ragaccel.vectors.segment import Segment
     from ragaccel.vectors.spec import Metric
 
 _TRIAL_ROWS: Final = 50_000
-_TRAIN_ROWS: Final = 20_000
 _LISTS_FROM_ROWS: Final = 200_000
-_TIMED: Final = 50
 _SHARE: Final = 24
 _FEW_BYTES: Final = 9  # a row number, and what is rounded up
 _LEAST_ROWS: Final = 256
 _QUICK: Final = ("pq", "pq2", "int8", "float16")
 _ALL: Final = ("pq6", "pq", "pq2", "rabitq2", "rabitq4", "int4", "int8", "float16")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What was measured of one candidate.
-
-    Attributes:
-        spec: The candidate.
-        bytes_per_vector: Bytes in memory per row: codes, row number, centres and links.
-        effort: The least that keeps the recall in both halves of the queries, each set and checked
-            by itself.
-        keeps: Whether any does.
-        recall: Recall@10 with it.
-        recall_bound: What the recall is at least, with 95% certainty.
-        latency_ms: Median of single queries on one thread, brought to the number of all rows.
-        build_seconds: Training and encoding of the sample.
-    """
-
-    spec: CompressionSpec
-    bytes_per_vector: float
-    effort: Effort
-    keeps: bool
-    recall: float
-    recall_bound: float
-    latency_ms: float
-    build_seconds: float
 
 
 @dataclass(frozen=True)
@@ -97,6 +67,7 @@ def choose(
     queries: ArrayLike | None = None,
     metric: Metric = "cosine",
     candidates: Iterable[CompressionSpec] | None = None,
+    workers: int = 1,
     progress: bool = True,
 ) -> Choice:
     """Measure candidates on a sample of vectors and choose the fastest that keeps to the limits.
@@ -113,6 +84,7 @@ def choose(
         metric: How vectors are scored.
         candidates: What to measure; a ladder of all codecs by default, inverted lists from 200,000
             rows on.
+        workers: How many candidates to build at a time; they are timed one after another.
         progress: Whether to show a progress bar on the terminal.
 
     Raises:
@@ -126,11 +98,11 @@ def choose(
             "small is searched exactly."
         )
     specs = list(_ladder(_ALL, len(rows)) if candidates is None else candidates)
-    bench = _Bench(rows, len(rows), metric, recall, queries)
-    trials = [bench.trial(spec) for spec in _shown(specs, progress=progress)]
+    bench = _bench(rows, len(rows), metric, recall, queries)
+    trials = [trial for trial, _ in run(bench, specs, workers=workers, progress=progress)]
     limit = _bytes_limit(rows.shape[1], len(rows), memory_mb)
-    spec = _best(trials, recall, limit, latency_ms, strict=bool(memory_mb or latency_ms))
-    return Choice(spec, len(rows), recall, limit, latency_ms, tuple(trials))
+    best = _best(trials, recall, limit, latency_ms, strict=bool(memory_mb or latency_ms))
+    return Choice(best.spec, len(rows), recall, limit, latency_ms, tuple(trials))
 
 
 def choose_spec(
@@ -145,67 +117,62 @@ def choose_spec(
         recall: The recall@10 to keep.
         memory: Bytes that the codes may take; None for 1/24 of float32.
     """
-    bench = _Bench(sample, rows, metric, recall, None)
+    bench = _bench(sample, rows, metric, recall, None)
     limit = _bytes_limit(sample.shape[1], rows, None if memory is None else memory / 1e6)
     trials = []
-    for spec in _ladder(_QUICK, rows):
-        trials.append(bench.trial(spec))
-        if trials[-1].keeps and trials[-1].bytes_per_vector <= limit:
+    for trial, _ in run(bench, _ladder(_QUICK, rows)):
+        trials.append(trial)
+        if trial.keeps and trial.bytes_per_vector <= limit:
             break
-    return _best(trials, recall, limit, None, strict=False)
+    return _best(trials, recall, limit, None, strict=False).spec
 
 
-class _Bench:
-    """Rows, queries and their right answers, which candidates are measured with."""
+def build_best(
+    bench: Bench,
+    specs: Sequence[CompressionSpec],
+    *,
+    memory_mb: float | None,
+    latency_ms: float | None,
+    workers: int,
+    progress: bool,
+) -> tuple[Choice, Segment]:
+    """Build candidates side by side, and return the decision with the codes of the chosen one.
 
-    def __init__(
-        self,
-        rows: NDArray[np.float32],
-        count: int,
-        metric: Metric,
-        recall: float,
-        queries: ArrayLike | None,
-    ) -> None:
-        step = -(-len(rows) // _TRIAL_ROWS)
-        self._rows = prepare(np.ascontiguousarray(rows[::step]), metric)
-        self._count, self._metric, self._recall = count, metric, recall
-        self._slots = np.arange(len(self._rows), dtype=np.int64)
-        self._slab = MemorySlab(rows.shape[1])
-        self._slab.append(self._slots, self._rows, len(self._rows))
-        self._slab.extend(len(self._rows))
-        if queries is None:
-            asked = calibrate.stand_ins(self._slab, self._slots, 2 * calibrate.QUERIES, metric)
-        else:
-            asked = prepare(check_vectors(queries, rows.shape[1]), metric)
-        right = calibrate.truth(self._slab, self._slots, asked, metric)
-        self._exam = calibrate.Exam(asked, right, real=queries is not None)
+    Of what was built, only the best so far is kept.
 
-    def trial(self, spec: CompressionSpec) -> Trial:
-        started = time.perf_counter()
-        segment = Segment.train(spec, self._metric, self._rows[:_TRAIN_ROWS], len(self._rows))
-        segment.add(self._slots, self._rows)
-        seconds = time.perf_counter() - started
-        kept, efforts = True, []
-        for half in (slice(0, None, 2), slice(1, None, 2)):
-            exam = calibrate.Exam(self._exam.queries[half], self._exam.right[half], self._exam.real)
-            kept &= calibrate.set_effort(segment, exam, self._recall)
-            efforts.append(segment.effort)
-        segment.effort = Effort(*map(max, zip(*efforts, strict=True)))
-        found, bound = calibrate.verify(segment, self._exam)
-        size = segment.codes.bytes_used / len(self._rows)
-        scale = self._count / len(self._rows)
-        latency = self._latency(segment) * (scale if spec.structure == "flat" else scale**0.5)
-        return Trial(spec, size, segment.effort, kept, found, bound, latency, seconds)
+    Raises:
+        ConfigurationError: No candidate keeps to the limits; see `choose`.
+    """
+    rows, dim = bench.count, bench.exam.queries.shape[1]
+    limit = _bytes_limit(dim, rows, memory_mb)
+    trials: list[Trial] = []
+    kept: Segment | None = None
+    for trial, segment in run(bench, specs, workers=workers, progress=progress):
+        trials.append(trial)
+        if _best(trials, bench.recall, limit, latency_ms, strict=False) is trial:
+            kept = segment
+    best = _best(trials, bench.recall, limit, latency_ms, strict=bool(memory_mb or latency_ms))
+    assert kept is not None  # noqa: S101 - the first candidate is the best of one
+    return Choice(best.spec, rows, bench.recall, limit, latency_ms, tuple(trials)), kept
 
-    def _latency(self, segment: Segment) -> float:
-        """Return the milliseconds of a query."""
-        times = []
-        for query in self._exam.queries[:_TIMED]:
-            started = time.perf_counter()
-            found = segment.candidates(query[None, :], calibrate.K * segment.effort.oversample)
-            rescored(self._slab, query, found[0], calibrate.K, self._metric)
-            times.append(time.perf_counter() - started)
-        return float(np.median(times)) * 1e3
+
+def _bench(
+    rows: NDArray[np.float32], count: int, metric: Metric, recall: float, queries: ArrayLike | None
+) -> Bench:
+    """Return a bench on a sample of rows (n, dim)."""
+    step = -(-len(rows) // _TRIAL_ROWS)
+    prepared = prepare(np.ascontiguousarray(rows[::step]), metric)
+    slots = np.arange(len(prepared), dtype=np.int64)
+    slab = MemorySlab(rows.shape[1])
+    slab.append(slots, prepared, len(prepared))
+    slab.extend(len(prepared))
+    if queries is None:
+        asked = calibrate.stand_ins(slab, slots, 2 * calibrate.QUERIES, metric)
+    else:
+        asked = prepare_queries(check_vectors(queries, rows.shape[1]), metric)
+    right = calibrate.truth(slab, slots, asked, metric)
+    exam = calibrate.Exam(asked, right, real=queries is not None)
+    return Bench(slab, slots, count, metric, recall, exam, unit=metric == "cosine")
 
 
 def _ladder(codecs: Sequence[Any], rows: int) -> list[CompressionSpec]:
@@ -224,7 +191,7 @@ def _bytes_limit(dim: int, rows: int, memory_mb: float | None) -> float:
 
 def _best(
     trials: Sequence[Trial], recall: float, limit: float, latency: float | None, *, strict: bool
-) -> CompressionSpec:
+) -> Trial:
     """Return the fastest candidate within the limits; without one, the smallest that is right."""
     right = [one for one in trials if one.keeps]
     fits = [
@@ -233,7 +200,7 @@ def _best(
         if one.bytes_per_vector <= limit and (latency is None or one.latency_ms <= latency)
     ]
     if fits:
-        return min(fits, key=lambda one: one.latency_ms).spec
+        return min(fits, key=lambda one: one.latency_ms)
     nearest = max(trials, key=lambda one: one.recall)
     if strict:
         raise ConfigurationError(
@@ -241,7 +208,7 @@ def _best(
             + ("" if latency is None else f" and {latency} ms")
             + f"; {_told(right, nearest)}. Allow more, or ask for a lower recall."
         )
-    return min(right, key=lambda one: one.bytes_per_vector).spec if right else nearest.spec
+    return min(right, key=lambda one: one.bytes_per_vector) if right else nearest
 
 
 def _told(right: Sequence[Trial], nearest: Trial) -> str:
@@ -250,12 +217,3 @@ def _told(right: Sequence[Trial], nearest: Trial) -> str:
         f"{one.spec.codec} ({one.spec.structure}) takes {one.bytes_per_vector:.0f} bytes and "
         f"{one.latency_ms:.2f} ms at a recall of {one.recall:.4f} (at least {one.recall_bound:.4f})"
     )
-
-
-def _shown(specs: list[CompressionSpec], *, progress: bool) -> Iterable[CompressionSpec]:
-    if not progress:
-        return specs
-    from rich.progress import track
-
-    tracked: Callable[..., Iterable[CompressionSpec]] = track
-    return tracked(specs, description="measuring codecs")

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import threading
 import weakref
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
@@ -34,7 +33,7 @@ from ragaccel.vectors.records import Changes, CollectionStats, Hit, Record
 from ragaccel.vectors.search import Search, check_k, check_score
 from ragaccel.vectors.slab import SLAB
 from ragaccel.vectors.store import Store, settings
-from ragaccel.vectors.upkeep import StoppableSlab, Upkeep
+from ragaccel.vectors.upkeep import Upkeep
 from ragaccel.vectors.watch import SearchTrace, watched
 
 if TYPE_CHECKING:
@@ -45,15 +44,15 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Self
 
+    from ragaccel.vectors.choice import Choice
     from ragaccel.vectors.filters import Filter
     from ragaccel.vectors.metric import Found
     from ragaccel.vectors.rowset import RowSet
     from ragaccel.vectors.search import Answers
-    from ragaccel.vectors.spec import Compression, CompressionSpec, Metric
+    from ragaccel.vectors.spec import Compression, CompressionSpec, Metric, Structure
 
 _DATABASE: Final = "collection.sqlite"
 _FOLLOW_TRIES: Final = 100
-_AT_ONCE_ROWS: Final = 20_000
 _MOST_QUESTIONS: Final = 1000
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system
 T = TypeVar("T")
@@ -96,7 +95,7 @@ class VectorCollection(Forkable):
         self._store, self._writer = store, lock
         self._lock = ReadWriteLock()
         self._filters = FilterCache()
-        self._upkeep = Upkeep()
+        self._upkeep = Upkeep(store, self._lock)
         self._closed = False
         with _open_lock:
             _open_collections.add(self)
@@ -205,7 +204,7 @@ class VectorCollection(Forkable):
             store = self._writable()
             check_vectors(array, self.dim)  # another thread may have decided it meanwhile
             store.write(list(rows.values()), array[list(rows)])
-            self._keep_up(store)
+            self._upkeep.keep_up()
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete rows; unknown ids are passed over.
@@ -273,6 +272,49 @@ class VectorCollection(Forkable):
                 store.index.compact()
             store.save_segment()
             store.give_back()
+
+    def build(
+        self,
+        structures: Sequence[Structure] = ("flat", "ivf", "hnsw"),
+        *,
+        candidates: Iterable[CompressionSpec] | None = None,
+        memory_mb: float | None = None,
+        latency_ms: float | None = None,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> Choice:
+        """Build codes of all rows in several ways, compare them, and search with the best.
+
+        Unlike `choose`, which judges by a sample, this measures what is searched with afterwards.
+        Searches and writes go on meanwhile. At most `workers` candidates, and the best so far, are
+        in memory at a time; nothing is built while one is timed.
+
+        Args:
+            structures: A candidate for each: "pq" codes in "flat" and "ivf", "int8" in "hnsw".
+            candidates: What to build instead.
+            memory_mb: The most that the codes may take; by default what the collection was opened
+                with, or 1/24 of the vectors.
+            latency_ms: The longest that a query may take at the median; None for any.
+            workers: How many to build at a time, with as many threads each as leave none without a
+                core; by default one for each core.
+            progress: Whether to show a progress bar on the terminal.
+
+        Returns:
+            The decision with its measurements; `rich.print` draws it.
+
+        Raises:
+            ConfigurationError: The collection was opened with a compression of its own, has too
+                few rows, or no candidate keeps to the limits: then it is searched as before.
+        """
+        specs = [spec.CompressionSpec(spec.IN_STRUCTURES.get(one, "pq"), one) for one in structures]
+        if candidates is not None:
+            specs = list(candidates)
+        store = self._writable()
+        given = store.settings.memory_bytes
+        limit = given / 1e6 if memory_mb is None and given else memory_mb
+        return self._upkeep.build(
+            specs, memory_mb=limit, latency_ms=latency_ms, workers=workers, progress=progress
+        )
 
     def close(self) -> None:
         """Store the codes and let go of files and the right to write; twice is fine."""
@@ -585,10 +627,12 @@ class VectorCollection(Forkable):
     def after_fork_in_child(self) -> None:
         """Leave the right to write to the parent."""
         self._lock = ReadWriteLock()
+        self._upkeep = Upkeep(self._store, self._lock)
         self._filters = FilterCache()
         if self._writer is not None:
             self._writer.release()
             self._writer, self.read_only = None, True
+            self._store.writable = False
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -596,37 +640,8 @@ class VectorCollection(Forkable):
         with self._lock.write():
             store = self._writable()
             removed = store.remove(find)
-            self._keep_up(store)
+            self._upkeep.keep_up()
             return removed
-
-    def _keep_up(self, store: Store) -> None:
-        """Do what is due: at once where that is short, else in the background; lock held."""
-        index = store.index
-        if index is not None and index.is_due:
-            if index.live_count <= _AT_ONCE_ROWS:
-                index.keep_up()
-            else:
-                self._upkeep.begin(self._remake)
-
-    def _remake(self) -> None:
-        """Make the codes anew beside searches and writes, which are held up at the end only."""
-        with self._lock.read():
-            index = self._store.index
-            if self._closed or index is None:
-                return
-            slab = StoppableSlab(index.slab, self._upkeep.stopping)
-            plan = replace(index.plan(), slab=slab)
-        exam = plan.exam()
-        with self._lock.write():
-            if self._store.index is not index or index.retune(exam):
-                return
-        segment = plan.run(exam)
-        with self._lock.write():
-            if self._store.index is index and not self._closed:
-                index.adopt(segment)
-                if self._writer is not None:
-                    self._store.save_segment()
-                    self._store.give_back()
 
     def _settled(self, look: Callable[[], T]) -> T:
         """Look, and if a writer elsewhere gave room of rows back meanwhile, look again.
@@ -645,7 +660,7 @@ class VectorCollection(Forkable):
         if self.read_only and not self._closed and self._store.is_behind():
             with self._lock.write():
                 self._store.follow()
-                self._keep_up(self._store)
+                self._upkeep.keep_up()
 
     def _tell(self, search: Search, found: Sequence[Found]) -> None:
         """Tell a watcher what was found, so that it can see when that is no longer right."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -10,11 +10,11 @@ import numpy as np
 from ragaccel.vectors import calibrate
 from ragaccel.vectors import metric as metrics
 from ragaccel.vectors.buffer import Buffer
-from ragaccel.vectors.calibrate import Exam
-from ragaccel.vectors.choice import choose_spec
+from ragaccel.vectors.plan import Plan, is_outgrown
 from ragaccel.vectors.rescore import rescored
-from ragaccel.vectors.segment import Segment
-from ragaccel.vectors.spec import COMPRESS_FROM_ROWS, CompressionSpec
+from ragaccel.vectors.segment import TRAIN_ROWS, Segment
+from ragaccel.vectors.slab import blocks
+from ragaccel.vectors.spec import CompressionSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ragaccel.vectors.calibrate import Exam
     from ragaccel.vectors.metric import Found
+    from ragaccel.vectors.plan import Asked
     from ragaccel.vectors.rowset import RowSet
     from ragaccel.vectors.slab import Slab
     from ragaccel.vectors.spec import Metric
@@ -31,38 +33,12 @@ if TYPE_CHECKING:
 #: A filter that leaves no more rows than this is answered by comparing with all of them.
 _EXACT_ROWS: Final = 2048
 _SEAL_ROWS: Final = 1024
-_MIN_TRAIN_ROWS: Final = 1024
-_SAMPLE_ROWS: Final = 20_000
 _GROWTH: Final = 2
 _RETUNE_GROWTH: Final = 1.25
-_CHOOSE_GROWTH: Final = 8
 _TRAIN_GROWTH: Final = 4
 _MOST_DEAD: Final = 0.3
 _LEAST_LIMIT: Final = 32  # oversampling that is no reason to make a codec new
 _FULL = CompressionSpec("float32")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a collection's user asked of its index.
-
-    Attributes:
-        metric: How vectors are scored.
-        spec: The compression; None lets the index choose.
-        recall: The recall@10 to keep.
-        memory_bytes: The most that codes may take where the index chooses; None for 1/24 of the
-            vectors.
-    """
-
-    metric: Metric
-    spec: CompressionSpec | None
-    recall: float
-    memory_bytes: int | None = None
-
-    @property
-    def compress_from(self) -> int:
-        """Rows from which compression pays."""
-        return COMPRESS_FROM_ROWS if self.spec is None else _MIN_TRAIN_ROWS
 
 
 class Index:
@@ -205,9 +181,9 @@ class Index:
         """Whether the codes are to be made anew whatever recall they have."""
         segment = self._segment
         trained = 0 if segment is None else segment.trained_rows
-        grown = trained < _SAMPLE_ROWS // _GROWTH and self.live_count >= _TRAIN_GROWTH * trained
+        grown = trained < TRAIN_ROWS // _GROWTH and self.live_count >= _TRAIN_GROWTH * trained
         stored = int(self._live[: self.slab.end].sum())
-        return grown or self._many_dead or _is_outgrown(self.asked, segment, stored)
+        return grown or self._many_dead or is_outgrown(self.asked, segment, stored)
 
     def plan(self) -> Plan:
         """Return what making the segment anew takes; see `Plan`."""
@@ -303,7 +279,7 @@ class Index:
         return self.asked.spec is not None and self.asked.spec.exact
 
     def _encode(self, segment: Segment, slots: NDArray[np.int64]) -> None:
-        for part in calibrate.blocks(slots):
+        for part in blocks(slots):
             segment.add(part, self._prepared(part))
 
     # -- search ------------------------------------------------------------------------------------
@@ -394,7 +370,7 @@ class Index:
         slots = np.flatnonzero(self._live[:end]) if allowed is None else allowed.slots
         if allowed is not None:
             slots = slots[: np.searchsorted(slots, end)]
-        for part in calibrate.blocks(slots):
+        for part in blocks(slots):
             rows = self.slab.read(part)
             if len(queries) == 1:
                 scores, kept = metrics.nearest_raw(queries[0], rows, k, self._scored)
@@ -444,68 +420,6 @@ class Index:
         self._live[slots] = True
         self._live_bitmap = None
         self.live_count += len(slots)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Making a segment anew, without the collection's lock: the rows of a slab never change.
-
-    Attributes:
-        asked: What the user asked.
-        slab: The raw vectors.
-        slots: Those that lived when the plan was made, all in the slab.
-        old: The segment there was, whose compression is taken over unless it has outgrown it.
-        questions: See `Index`.
-    """
-
-    asked: Asked
-    slab: calibrate.Rows
-    slots: NDArray[np.int64]
-    old: Segment | None
-    questions: NDArray[np.float32] | None = None
-
-    def exam(self) -> Exam:
-        """Return questions, or stand-ins for them, and their right answers."""
-        metric = self.asked.metric
-        if self.questions is None:
-            queries = calibrate.stand_ins(self.slab, self.slots, calibrate.QUERIES, metric)
-        else:
-            queries = metrics.prepare(self.questions, metric)
-        right = calibrate.truth(self.slab, self.slots, queries, metric)
-        return Exam(queries, right, real=self.questions is not None)
-
-    def run(self, exam: Exam | None = None) -> Segment | None:
-        """Choose, train, encode and set the effort; None where compression does not pay.
-
-        Args:
-            exam: What `exam` gave, if it was asked already.
-        """
-        asked, slots = self.asked, self.slots
-        if len(slots) < asked.compress_from or (asked.spec is not None and asked.spec.exact):
-            return None
-        step = max(1, len(slots) // _SAMPLE_ROWS)
-        sample = metrics.prepare(self.slab.read(slots[::step]), asked.metric)
-        segment = Segment.train(self._spec(sample), asked.metric, sample, len(slots))
-        for part in calibrate.blocks(slots):
-            segment.add(part, metrics.prepare(self.slab.read(part), asked.metric))
-        calibrate.set_effort(segment, exam or self.exam(), asked.recall)
-        return segment
-
-    def _spec(self, sample: NDArray[np.float32]) -> CompressionSpec:
-        asked, old = self.asked, self.old
-        if asked.spec is not None:
-            return asked.spec
-        rows = len(self.slots)
-        fits = old is not None and (old.recall or 0) >= asked.recall
-        if old is not None and fits and not _is_outgrown(asked, old, rows):
-            return old.spec
-        return choose_spec(sample, rows, asked.metric, asked.recall, asked.memory_bytes)
-
-
-def _is_outgrown(asked: Asked, old: Segment | None, rows: int) -> bool:
-    """Tell whether rows have become so many that another compression may be better."""
-    grown = old is None or rows >= _CHOOSE_GROWTH * old.codes.rows
-    return asked.spec is None and grown
 
 
 def _overlap(found: list[Found], truth: list[Found]) -> float:

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ragaccel.vectors.metric import Found
-    from ragaccel.vectors.slab import Slab
+    from ragaccel.vectors.slab import Rows
     from ragaccel.vectors.spec import Metric
 
 
 def rescored(
-    slab: Slab, query: NDArray[np.float32], candidates: NDArray[np.int64], k: int, metric: Metric
+    slab: Rows, query: NDArray[np.float32], candidates: NDArray[np.int64], k: int, metric: Metric
 ) -> Found:
     """Return the exact scores and slots of the k nearest candidates, nearest first.
 

@@ -11,6 +11,8 @@ import numpy as np
 import xxhash
 
 from ragaccel.vectors.engines import Effort, faiss_engine
+from ragaccel.vectors.metric import prepare
+from ragaccel.vectors.slab import blocks
 from ragaccel.vectors.spec import CompressionSpec
 
 if TYPE_CHECKING:
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ragaccel.vectors.engines import Codes
+    from ragaccel.vectors.slab import Rows
     from ragaccel.vectors.spec import Metric
 
+#: About how many rows a codec is trained on; up to twice as many.
+TRAIN_ROWS: Final = 20_000
 _MAGIC: Final = b"ragaccel-segment-2\n"
 
 
@@ -84,6 +89,18 @@ class Segment:
         """Make an empty segment with a codec trained on prepared rows (n, dim), for `rows` rows."""
         codes = faiss_engine.train(spec, metric, sample, rows)
         return cls(spec, sample.shape[1], metric, codes, len(sample), rows)
+
+    @classmethod
+    def build(
+        cls, spec: CompressionSpec, metric: Metric, rows: Rows, slots: NDArray[np.int64]
+    ) -> Self:
+        """Train a codec on some raw rows and encode all of those slots, int64 of shape (n,)."""
+        step = max(1, len(slots) // TRAIN_ROWS)
+        sample = prepare(rows.read(slots[::step]), metric)
+        segment = cls.train(spec, metric, sample, len(slots))
+        for part in blocks(slots):
+            segment.add(part, prepare(rows.read(part), metric))
+        return segment
 
     def add(self, slots: NDArray[np.int64], prepared: NDArray[np.float32]) -> None:
         """Encode prepared rows (n, dim) under their slots (n,)."""

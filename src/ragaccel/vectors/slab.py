@@ -13,6 +13,7 @@ import xxhash
 from ragaccel.errors import CollectionError, CorruptCollectionError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -21,13 +22,25 @@ if TYPE_CHECKING:
 
 SLAB: Final = "vectors.bin"
 _BLOCK_ROWS: Final = 8192
+_READ_ROWS: Final = 32_768
 _PAGE: Final = 4096
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 _fallocate = getattr(ctypes.CDLL(None), "fallocate64", None)  # of Linux's glibc
 
 
-class Slab(Protocol):
+class Rows(Protocol):
+    """Where raw vectors are read."""
+
+    @property
+    def mapped(self) -> NDArray[np.float32]:
+        """All rows, float32 of shape (end or more, dim), without a copy."""
+
+    def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the vectors of slots, shape (n, dim)."""
+
+
+class Slab(Rows, Protocol):
     """Raw float32 vectors; row number = slot. Slots below `end` are stored."""
 
     end: int
@@ -47,15 +60,14 @@ class Slab(Protocol):
     def extend(self, end: int) -> None:
         """Take in rows that were appended."""
 
-    @property
-    def mapped(self) -> NDArray[np.float32]:
-        """All rows, float32 of shape (end or more, dim), without a copy."""
-
-    def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of slots, shape (n, dim)."""
-
     def close(self) -> None:
         """Let go of the file."""
+
+
+def blocks(slots: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield slots in parts whose vectors fit into little memory."""
+    for start in range(0, len(slots), _READ_ROWS):
+        yield slots[start : start + _READ_ROWS]
 
 
 class MemorySlab:

@@ -88,5 +88,7 @@ def resolve(compression: Compression | CompressionSpec) -> CompressionSpec | Non
     return CompressionSpec(compression)
 
 
+#: What rows are encoded with where only the structure is given; "pq" in others.
+IN_STRUCTURES: Final[dict[Structure, Codec]] = {"hnsw": "int8"}
 #: What "auto" compresses with once there are `COMPRESS_FROM_ROWS` rows.
 AUTO: Final = CompressionSpec("pq")

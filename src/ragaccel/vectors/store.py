@@ -21,9 +21,10 @@ from ragaccel.errors import (
     DimensionMismatchError,
 )
 from ragaccel.vectors import blocks, database, integrity
-from ragaccel.vectors.index import Asked, Index
+from ragaccel.vectors.index import Index
 from ragaccel.vectors.integrity import SEGMENT
 from ragaccel.vectors.metric import are_unit
+from ragaccel.vectors.plan import Asked
 from ragaccel.vectors.records import Changes
 from ragaccel.vectors.slab import SLAB, FileSlab, MemorySlab
 
@@ -104,7 +105,11 @@ def settings(
 
 
 class Store:
-    """Applies writes to the database first and to the index after the commit."""
+    """Applies writes to the database first and to the index after the commit.
+
+    Attributes:
+        writable: Whether this process has the right to write.
+    """
 
     def __init__(
         self, folder: Path | None, db: Database, settings: Settings, *, writable: bool
@@ -114,7 +119,7 @@ class Store:
         self.settings = settings
         self.index: Index | None = None
         self.position = database.Position(0, 0)
-        self._folder, self._writable = folder, writable
+        self._folder, self.writable = folder, writable
         self._next_slot = 0
         self._load()
 
@@ -253,7 +258,7 @@ class Store:
             if after.seq > self.position.seq or database.mark_of(db, after.seq) != after.mark:
                 return None
             # A follower may be a little behind: rows that are gone since are told as such.
-            upto = self.position if self._writable else database.position(db)
+            upto = self.position if self.writable else database.position(db)
             rows = database.log(db, after.seq, upto.seq, limit + 1)
             if len(rows) > limit or self.index is None:
                 return None
@@ -344,7 +349,7 @@ class Store:
     def _made(self, dim: int, slab_end: int) -> Index:
         slab: MemorySlab | FileSlab = MemorySlab(dim)
         if self._folder is not None:
-            slab = FileSlab(self._folder / SLAB, dim, slab_end, writable=self._writable)
+            slab = FileSlab(self._folder / SLAB, dim, slab_end, writable=self.writable)
         of = self.settings
         asked = Asked(of.metric, of.compression, of.recall, of.memory_bytes)
         return Index(dim, asked, slab)

@@ -1,87 +1,136 @@
-"""Upkeep: codes are made anew in the background while the collection is searched and written."""
+"""Upkeep: codes are made anew as rows come and go, or when the user asks for it."""
 
 from __future__ import annotations
 
-import logging
-import threading
-from typing import TYPE_CHECKING
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-from ragaccel.resources import Forkable
+from ragaccel.errors import CollectionClosedError, ConfigurationError
+from ragaccel.vectors.background import Background, StoppableSlab, StoppedError
+from ragaccel.vectors.calibrate import set_effort
+from ragaccel.vectors.choice import build_best
+from ragaccel.vectors.plan import MIN_TRAIN_ROWS
+from ragaccel.vectors.trials import Bench
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
+    from ragaccel.vectors.choice import Choice
+    from ragaccel.vectors.index import Index
+    from ragaccel.vectors.locks import ReadWriteLock
+    from ragaccel.vectors.plan import Plan
+    from ragaccel.vectors.segment import Segment
+    from ragaccel.vectors.spec import CompressionSpec
+    from ragaccel.vectors.store import Store
 
-    from ragaccel.vectors.slab import Slab
-
-_log = logging.getLogger("ragaccel.vectors")
+_AT_ONCE_ROWS: Final = 20_000
 
 
-class StoppedError(Exception):
-    """The work is not wanted any more; it never leaves this module's thread."""
+class Upkeep:
+    """Makes the codes of a store anew; searches and writes are held up at the end only.
 
+    Args:
+        store: What to keep up.
+        lock: The lock that searches and writes take.
+    """
 
-class Upkeep(Forkable):
-    """Does one piece of work at a time on a thread of its own, which ends with the work."""
+    def __init__(self, store: Store, lock: ReadWriteLock) -> None:
+        self._store, self._lock = store, lock
+        self._background = Background()
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self.stopping = threading.Event()
-        self.follow_forks()
+    def keep_up(self) -> None:
+        """Do what is due: at once where that is short, else in the background; lock held."""
+        index = self._store.index
+        if index is not None and index.is_due:
+            if index.live_count <= _AT_ONCE_ROWS:
+                index.keep_up()
+            else:
+                self._background.begin(self._remake)
 
-    def begin(self, work: Callable[[], None]) -> None:
-        """Begin some work, unless there is some under way."""
-        with self._lock:
-            if self.stopping.is_set() or (self._thread is not None and self._thread.is_alive()):
-                return
-            self._thread = threading.Thread(
-                target=self._do, args=(work,), name="ragaccel-upkeep", daemon=True
-            )
-            self._thread.start()
+    def build(
+        self,
+        specs: Sequence[CompressionSpec],
+        *,
+        memory_mb: float | None,
+        latency_ms: float | None,
+        workers: int | None,
+        progress: bool,
+    ) -> Choice:
+        """Build candidates, compare them and search with the best; see `VectorCollection.build`."""
+        with self._lock.write():
+            store = self._store
+            asked = store.settings
+            if asked.compression is not None:
+                raise ConfigurationError(
+                    f"the collection was opened with compression={asked.compression.codec!r}; open "
+                    'it with compression="auto" to let it choose.'
+                )
+            store.checkpoint()
+            index = store.index
+            rows = 0 if index is None else index.live_count
+            if index is None or rows < MIN_TRAIN_ROWS or not specs:
+                raise ConfigurationError(
+                    f"building needs at least {MIN_TRAIN_ROWS} rows and a candidate, got {rows} "
+                    f"rows and {len(specs)} candidates; few rows are searched exactly."
+                )
+            plan, unit = self._plan(index), index.unit
+        at_once = min(len(specs), workers or os.cpu_count() or 1)
+        try:
+            exam = plan.exam()
+            bench = Bench(plan.slab, plan.slots, rows, asked.metric, asked.recall, exam, unit=unit)
+            choice, segment = build_best(
+                bench, specs, memory_mb=memory_mb, latency_ms=latency_ms, workers=at_once,
+                progress=progress,
+            )  # fmt: skip
+            self._adopt(index, plan, segment)
+        except StoppedError as error:
+            raise CollectionClosedError("the collection was closed meanwhile.") from error
+        return choice
 
     def wait(self) -> None:
         """Wait until no work is under way."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        self._background.wait()
 
     def stop(self) -> None:
         """Let the work end soon, and begin no other."""
-        self.stopping.set()
-        self.wait()
+        self._background.stop()
 
-    def _do(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except StoppedError:
-            pass
-        except Exception as error:  # noqa: BLE001 - nobody waits for it
-            _log.exception(
-                "codes could not be made anew (%s); the collection goes on with those it has",
-                type(error).__name__,
-            )
+    def _plan(self, index: Index) -> Plan:
+        slab = StoppableSlab(index.slab, self._background.stopping)
+        return replace(index.plan(), slab=slab)
 
-    def after_fork_in_child(self) -> None:
-        """Have no thread: it is the parent's."""
-        self._lock = threading.Lock()
-        self._thread = None
+    def _remake(self) -> None:
+        with self._lock.read():
+            index = self._store.index
+            if index is None:
+                return
+            plan = self._plan(index)
+        exam = plan.exam()
+        with self._lock.write():
+            if self._store.index is not index or index.retune(exam):
+                return
+        self._adopt(index, plan, plan.run(exam))
 
+    def _adopt(self, index: Index, plan: Plan, segment: Segment | None) -> None:
+        """Search with other codes from now on, unless the collection was read anew meanwhile.
 
-class StoppableSlab:
-    """A slab for work in the background, whose reads end when the work is not wanted any more."""
-
-    def __init__(self, slab: Slab, stopping: threading.Event) -> None:
-        self._slab, self._stopping = slab, stopping
-
-    def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of slots, shape (n, dim).
+        If it was calibrated with other queries meanwhile, the effort is set with those first.
 
         Raises:
-            StoppedError: See above.
+            StoppedError: The collection is closed.
         """
-        if self._stopping.is_set():
-            raise StoppedError
-        return self._slab.read(slots)
+        while True:
+            with self._lock.write():
+                if self._background.stopping.is_set():
+                    raise StoppedError
+                if self._store.index is not index:
+                    return
+                if index.questions is plan.questions or segment is None:
+                    index.adopt(segment)
+                    if self._store.writable:
+                        self._store.save_segment()
+                        self._store.give_back()
+                    return
+                plan = replace(plan, questions=index.questions)
+            set_effort(segment, plan.exam(), plan.asked.recall)

@@ -59,6 +59,11 @@ def load(spec: CompressionSpec, dim: int, data: NDArray[np.uint8]) -> FaissCodes
     return GraphCodes(spec, dim, faiss.deserialize_index(data[end:]), slots)
 
 
+def share_cores(workers: int) -> None:
+    """Let faiss use its share of the cores in this thread, where so many work at a time."""
+    faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // workers))
+
+
 class FaissCodes:
     """Codes in inverted lists.
 
