@@ -90,3 +90,7 @@ class StoppableSlab:
         if self._stopping.is_set():
             raise StoppedError
         return self._slab.read(slots)
+
+    def ask_for(self, slots: NDArray[np.int64]) -> None:
+        """Tell which slots, ascending, will be read next."""
+        self._slab.ask_for(slots)

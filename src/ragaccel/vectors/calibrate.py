@@ -26,6 +26,7 @@ QUERIES: Final = 256
 _OVERSAMPLE: Final = (4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256)
 #: Oversampling past which more probes help more.
 _ENOUGH: Final = 48
+_STAND_IN_PROBES: Final = 8
 _Z: Final = 1.645  # one-sided 95%
 _NOISE: Final = 1.5
 _SEED: Final = 20_261_123
@@ -94,8 +95,8 @@ class Exam(NamedTuple):
 def set_effort(segment: Segment, exam: Exam, floor: float) -> bool:
     """Give a segment the least effort whose recall is at a floor with 95% certainty.
 
-    Where none is, it gets the most. Stand-ins lie nearer to the rows' own lists than questions do:
-    with them, twice the probes are taken.
+    Where none is, it gets the most. Stand-ins lie much nearer to the rows' own lists than questions
+    do: with them, eight times the probes are taken, which was enough on a million rows.
 
     Args:
         segment: A filled one.
@@ -117,7 +118,7 @@ def set_effort(segment: Segment, exam: Exam, floor: float) -> bool:
         if probes < segment.codes.most_probes:
             enough = enough[ladder[enough] <= _ENOUGH]
         rung = int(enough[0]) if len(enough) else len(ladder) - 1
-        taken = probes if real else min(2 * probes, segment.codes.most_probes)
+        taken = probes if real else min(_STAND_IN_PROBES * probes, segment.codes.most_probes)
         segment.effort = Effort(int(ladder[rung]), taken)
         segment.recall = float(recalls[rung])
         if len(enough):

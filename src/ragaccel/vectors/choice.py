@@ -106,21 +106,27 @@ def choose(
 
 
 def choose_spec(
-    sample: NDArray[np.float32], rows: int, metric: Metric, recall: float, memory: int | None
+    sample: NDArray[np.float32],
+    rows: int,
+    metric: Metric,
+    recall: float,
+    memory: int | None,
+    queries: NDArray[np.float32] | None,
 ) -> CompressionSpec:
     """Return what a collection compresses with: of a short ladder, the first that fits.
 
     Args:
-        sample: Prepared rows, shape (n, dim).
+        sample: Raw rows, shape (n, dim).
         rows: How many rows there are.
         metric: How they are scored.
         recall: The recall@10 to keep.
         memory: Bytes that the codes may take; None for 1/24 of float32.
+        queries: Real query vectors, shape (m, dim); inverted lists are for those who have some.
     """
-    bench = _bench(sample, rows, metric, recall, None)
+    bench = _bench(sample, rows, metric, recall, queries)
     limit = _bytes_limit(sample.shape[1], rows, None if memory is None else memory / 1e6)
     trials = []
-    for trial, _ in run(bench, _ladder(_QUICK, rows)):
+    for trial, _ in run(bench, _ladder(_QUICK, 0 if queries is None else rows)):
         trials.append(trial)
         if trial.keeps and trial.bytes_per_vector <= limit:
             break

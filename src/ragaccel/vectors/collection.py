@@ -113,6 +113,7 @@ class VectorCollection(Forkable):
         memory_mb: float | None = None,
         read_only: bool = False,
         durable: bool = False,
+        warm: bool = False,
     ) -> Self:
         """Open a collection, or make one where there is none.
 
@@ -130,6 +131,8 @@ class VectorCollection(Forkable):
             durable: Let every call wait until the disk has what it wrote. What was acknowledged
                 survives a killed process either way, and after a power failure the collection
                 opens as it was after some call; with this, after the last one.
+            warm: Read the files into the page cache, in the background, so that the first queries
+                after a start of the machine need not wait for the disk.
 
         Raises:
             ConfigurationError: An argument is out of range or contradicts the stored collection.
@@ -158,11 +161,14 @@ class VectorCollection(Forkable):
             chosen = settings(
                 db, dim, metric, asked, recall, memory_bytes=memory, writable=writable
             )
-            return cls(folder, Store(folder, db, chosen, writable=writable), lock)
+            collection = cls(folder, Store(folder, db, chosen, writable=writable), lock)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
+        if folder is not None and warm:
+            collection._upkeep.warm([folder / SLAB, folder / _DATABASE])
+        return collection
 
     # -- writing -----------------------------------------------------------------------------------
 

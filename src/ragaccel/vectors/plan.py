@@ -98,7 +98,9 @@ class Plan:
             return old.spec
         step = max(1, rows // TRAIN_ROWS)
         sample = self.slab.read(self.slots[::step])
-        return choose_spec(sample, rows, asked.metric, asked.recall, asked.memory_bytes)
+        return choose_spec(
+            sample, rows, asked.metric, asked.recall, asked.memory_bytes, self.questions
+        )
 
 
 def is_outgrown(asked: Asked, old: Segment | None, rows: int) -> bool:

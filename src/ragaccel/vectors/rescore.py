@@ -31,6 +31,7 @@ def rescored(
     slots = np.sort(candidates)  # reads go through the file in one direction
     if len(slots) and slots[0] < 0:
         slots = slots[np.searchsorted(slots, 0) :]
+    slab.ask_for(slots)
     if metric != "cosine":
         return metrics.best(query, slab.mapped, slots, k, metric)
     scores, kept = metrics.nearest_raw(query, slab.read(slots), k, metric)

@@ -95,7 +95,8 @@ class Segment:
         cls, spec: CompressionSpec, metric: Metric, rows: Rows, slots: NDArray[np.int64]
     ) -> Self:
         """Train a codec on some raw rows and encode all of those slots, int64 of shape (n,)."""
-        step = max(1, len(slots) // TRAIN_ROWS)
+        wanted = max(TRAIN_ROWS, faiss_engine.rows_to_train(spec, len(slots)))
+        step = max(1, len(slots) // wanted)
         sample = prepare(rows.read(slots[::step]), metric)
         segment = cls.train(spec, metric, sample, len(slots))
         for part in blocks(slots):

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from ragaccel.errors import CollectionError, CorruptCollectionError
+from ragaccel.vectors.pages import Pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,9 @@ class Rows(Protocol):
 
     def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of slots, shape (n, dim)."""
+
+    def ask_for(self, slots: NDArray[np.int64]) -> None:
+        """Tell which slots, ascending, will be read next."""
 
 
 class Slab(Rows, Protocol):
@@ -105,6 +109,9 @@ class MemorySlab:
         """Return the vectors of slots, shape (n, dim)."""
         return self._rows[slots]
 
+    def ask_for(self, slots: NDArray[np.int64]) -> None:
+        """All are in memory."""
+
     def close(self) -> None:
         """Let go of the rows."""
         self._rows = self._rows[:0]
@@ -126,7 +133,7 @@ class FileSlab:
         self._file = _opened(path) if writable else None
         if self._file is not None:
             self._closing = weakref.finalize(self, os.close, self._file)
-        self._map = self._mapped()
+        self._map, self._pages = self._mapped()
 
     def append(self, slots: NDArray[np.int64], vectors: NDArray[np.float32], end: int) -> list[Sum]:
         """Store vectors and wait until they are on disk.
@@ -158,7 +165,7 @@ class FileSlab:
     def extend(self, end: int) -> None:
         """Take in rows that were appended, by this or another process."""
         self.end = end
-        self._map = self._mapped()
+        self._map, self._pages = self._mapped()
 
     @property
     def mapped(self) -> NDArray[np.float32]:
@@ -168,6 +175,10 @@ class FileSlab:
     def read(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of slots, shape (n, dim)."""
         return self._map[slots]
+
+    def ask_for(self, slots: NDArray[np.int64]) -> None:
+        """Let the system read slots, ascending, all at once where they are not in memory."""
+        self._pages.ask_for(slots)
 
     def give_back(self, dead: NDArray[np.bool_]) -> None:
         """Give the pages of dead rows, by slot, back to the file system; they read as zeros.
@@ -186,16 +197,19 @@ class FileSlab:
     def close(self) -> None:
         """Let go of the file."""
         self._map = np.zeros((0, self._dim), dtype=np.float32)
+        self._pages = Pages(self._map)
         if self._file is not None:
             self._file = None
             self._closing()
 
-    def _mapped(self) -> NDArray[np.float32]:
+    def _mapped(self) -> tuple[NDArray[np.float32], Pages]:
         if self.end == 0:
-            return np.zeros((0, self._dim), dtype=np.float32)
+            nothing = np.zeros((0, self._dim), dtype=np.float32)
+            return nothing, Pages(nothing)
         shape = self.end, self._dim
         try:
-            return np.asarray(np.memmap(self._path, dtype=np.float32, mode="r", shape=shape))
+            rows = np.memmap(self._path, dtype=np.float32, mode="r", shape=shape)
+            return np.asarray(rows), Pages(rows)
         except (OSError, ValueError) as error:
             raise CorruptCollectionError(
                 f"{self._path} cannot be mapped, though rows are stored in it: {error}"

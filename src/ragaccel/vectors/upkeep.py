@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -10,11 +11,13 @@ from ragaccel.errors import CollectionClosedError, ConfigurationError
 from ragaccel.vectors.background import Background, StoppableSlab, StoppedError
 from ragaccel.vectors.calibrate import set_effort
 from ragaccel.vectors.choice import build_best
+from ragaccel.vectors.pages import ask_for_file
 from ragaccel.vectors.plan import MIN_TRAIN_ROWS
 from ragaccel.vectors.trials import Bench
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from ragaccel.vectors.choice import Choice
     from ragaccel.vectors.index import Index
@@ -88,6 +91,10 @@ class Upkeep:
             raise CollectionClosedError("the collection was closed meanwhile.") from error
         return choice
 
+    def warm(self, files: Sequence[Path]) -> None:
+        """Read files into the page cache, in the background."""
+        self._background.begin(lambda: _read(files))
+
     def wait(self) -> None:
         """Wait until no work is under way."""
         self._background.wait()
@@ -106,10 +113,16 @@ class Upkeep:
             if index is None:
                 return
             plan = self._plan(index)
-        exam = plan.exam()
-        with self._lock.write():
-            if self._store.index is not index or index.retune(exam):
-                return
+        while True:
+            exam = plan.exam()
+            with self._lock.write():
+                if self._store.index is not index:
+                    return
+                if index.questions is plan.questions:
+                    if index.retune(exam):
+                        return
+                    break
+                plan = replace(plan, questions=index.questions)
         self._adopt(index, plan, plan.run(exam))
 
     def _adopt(self, index: Index, plan: Plan, segment: Segment | None) -> None:
@@ -134,3 +147,9 @@ class Upkeep:
                     return
                 plan = replace(plan, questions=index.questions)
             set_effort(segment, plan.exam(), plan.asked.recall)
+
+
+def _read(files: Iterable[Path]) -> None:
+    for file in files:
+        with contextlib.suppress(OSError):  # it is only a hint
+            ask_for_file(file)

@@ -80,5 +80,8 @@ class Engine(Protocol):
             rows: About how many rows will be added.
         """
 
+    def rows_to_train(self, spec: CompressionSpec, rows: int) -> int:
+        """Return how many rows codes for `rows` rows are to be trained on; 0 where any will do."""
+
     def load(self, spec: CompressionSpec, dim: int, data: NDArray[np.uint8]) -> Codes:
         """Return codes from what `Codes.to_bytes` gave."""

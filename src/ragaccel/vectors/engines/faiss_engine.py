@@ -38,7 +38,7 @@ def train(
     padded = _padded(spec, dim)
     lists = 1
     if spec.structure == "ivf":
-        lists = max(1, min(_MOST_LISTS, int(rows**0.5), len(sample) // _ROWS_PER_LIST))
+        lists = max(1, min(_lists(rows), len(sample) // _ROWS_PER_LIST))
     index = faiss.index_factory(padded, _factory(spec, padded, lists), kind)
     if spec.structure == "hnsw":
         index.hnsw.efConstruction = _BUILD_PROBES
@@ -47,6 +47,15 @@ def train(
         codes = FaissCodes(spec, dim, index)
     index.train(codes.transformed(sample))
     return codes
+
+
+def rows_to_train(spec: CompressionSpec, rows: int) -> int:
+    """Return how many rows a structure for `rows` rows is to be trained on; 0 where any will do."""
+    return _ROWS_PER_LIST * _lists(rows) if spec.structure == "ivf" else 0
+
+
+def _lists(rows: int) -> int:
+    return min(_MOST_LISTS, int(rows**0.5))
 
 
 def load(spec: CompressionSpec, dim: int, data: NDArray[np.uint8]) -> FaissCodes:
