@@ -45,9 +45,9 @@ def test_a_least_score_leaves_out_what_scores_less_and_nothing_else(metric, comp
 @pytest.mark.parametrize("score", ["high", math.nan, [0.5]])
 def test_a_least_score_that_is_no_number_is_an_error(score):
     """It is said what was given."""
-    with filled(clustered(10, seed=1)) as collection:
-        with pytest.raises(ConfigurationError, match="min_score must be a number"):
-            collection.search(clustered(1, seed=2), min_score=score)
+    collection = filled(clustered(10, seed=1))
+    with pytest.raises(ConfigurationError, match="min_score must be a number"):
+        collection.search(clustered(1, seed=2), min_score=score)
 
 
 def test_a_row_below_the_least_score_cannot_change_a_watched_answer():
