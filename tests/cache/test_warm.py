@@ -275,7 +275,7 @@ def test_control_c_ends_the_threads():
         from ragaccel.cache.warming import warm
 
         def through(query):
-            if query == 20:
+            if query % 200 == 20:  # Python may lose one, in a destructor
                 os.kill(os.getpid(), signal.SIGINT)
 
         try:
