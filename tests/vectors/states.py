@@ -23,12 +23,18 @@ def versions(collection):
     return stored
 
 
-def replay(number, *, delete_only=False):
-    """Return what is stored once a batch was written, or only its deletions were."""
+def replay(number, *, delete_only=False, deleted_again=False):
+    """Return what is stored once a batch was written, or only its deletions were.
+
+    A batch that is begun again deletes rows that it has written itself.
+    """
     upserted, deleted = batch(number)
     gone = set(map(int, deleted))
     stored = {row: version for row, version in _written(number - 1).items() if row not in gone}
-    return stored if delete_only else {**stored, **dict.fromkeys(map(int, upserted), number)}
+    if delete_only:
+        return stored
+    added = [row for row in map(int, upserted) if not (deleted_again and row in gone)]
+    return {**stored, **dict.fromkeys(added, number)}
 
 
 @functools.lru_cache(maxsize=100)
