@@ -20,7 +20,7 @@ _log = logging.getLogger("ragaccel.vectors")
 
 
 class StoppedError(Exception):
-    """The work is not wanted any more; it never leaves this module's thread."""
+    """The work is not wanted any more; it never reaches a user."""
 
 
 class Background(Forkable):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from ragaccel.vectors.engines import Effort
-from ragaccel.vectors.metric import nearest, prepare, rough_scores
+from ragaccel.vectors.metric import nearest, prepare, prepare_queries, rough_scores
 from ragaccel.vectors.slab import blocks
 
 if TYPE_CHECKING:
@@ -90,6 +90,29 @@ class Exam(NamedTuple):
     queries: NDArray[np.float32]
     right: NDArray[np.int64]
     real: bool = False
+
+
+def exam_on(
+    rows: Rows,
+    slots: NDArray[np.int64],
+    queries: NDArray[np.float32] | None,
+    metric: Metric,
+    count: int = QUERIES,
+) -> Exam:
+    """Return queries with their right answers.
+
+    Args:
+        rows: The raw vectors by slot.
+        slots: Those that live, int64 of shape (n,).
+        queries: Real ones, raw, shape (m, dim); None for stand-ins.
+        metric: How they are scored.
+        count: How many stand-ins to make.
+    """
+    if queries is None:
+        asked = stand_ins(rows, slots, count, metric)
+    else:
+        asked = prepare_queries(queries, metric)
+    return Exam(asked, truth(rows, slots, asked, metric), real=queries is not None)
 
 
 def set_effort(segment: Segment, exam: Exam, floor: float) -> bool:

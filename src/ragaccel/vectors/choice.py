@@ -9,7 +9,7 @@ import numpy as np
 
 from ragaccel.errors import ConfigurationError
 from ragaccel.vectors import calibrate
-from ragaccel.vectors.metric import check_vectors, prepare, prepare_queries
+from ragaccel.vectors.metric import check_vectors, prepare
 from ragaccel.vectors.slab import MemorySlab
 from ragaccel.vectors.spec import CompressionSpec
 from ragaccel.vectors.trials import Bench, Trial, run
@@ -99,7 +99,7 @@ def choose(
         )
     specs = list(_ladder(_ALL, len(rows)) if candidates is None else candidates)
     bench = _bench(rows, len(rows), metric, recall, queries)
-    trials = [trial for trial, _ in run(bench, specs, workers=workers, progress=progress)]
+    trials = [trial for trial, _ in _shown(bench, specs, workers, progress=progress)]
     limit = _bytes_limit(rows.shape[1], len(rows), memory_mb)
     best = _best(trials, recall, limit, latency_ms, strict=bool(memory_mb or latency_ms))
     return Choice(best.spec, len(rows), recall, limit, latency_ms, tuple(trials))
@@ -153,7 +153,7 @@ def build_best(
     limit = _bytes_limit(dim, rows, memory_mb)
     trials: list[Trial] = []
     kept: Segment | None = None
-    for trial, segment in run(bench, specs, workers=workers, progress=progress):
+    for trial, segment in _shown(bench, specs, workers, progress=progress):
         trials.append(trial)
         if _best(trials, bench.recall, limit, latency_ms, strict=False) is trial:
             kept = segment
@@ -172,12 +172,8 @@ def _bench(
     slab = MemorySlab(rows.shape[1])
     slab.append(slots, prepared, len(prepared))
     slab.extend(len(prepared))
-    if queries is None:
-        asked = calibrate.stand_ins(slab, slots, 2 * calibrate.QUERIES, metric)
-    else:
-        asked = prepare_queries(check_vectors(queries, rows.shape[1]), metric)
-    right = calibrate.truth(slab, slots, asked, metric)
-    exam = calibrate.Exam(asked, right, real=queries is not None)
+    asked = None if queries is None else check_vectors(queries, rows.shape[1])
+    exam = calibrate.exam_on(slab, slots, asked, metric, 2 * calibrate.QUERIES)
     return Bench(slab, slots, count, metric, recall, exam, unit=metric == "cosine")
 
 
@@ -223,3 +219,14 @@ def _told(right: Sequence[Trial], nearest: Trial) -> str:
         f"{one.spec.codec} ({one.spec.structure}) takes {one.bytes_per_vector:.0f} bytes and "
         f"{one.latency_ms:.2f} ms at a recall of {one.recall:.4f} (at least {one.recall_bound:.4f})"
     )
+
+
+def _shown(
+    bench: Bench, specs: Sequence[CompressionSpec], workers: int, *, progress: bool
+) -> Iterable[tuple[Trial, Segment]]:
+    trials = run(bench, specs, workers)
+    if not progress:
+        return trials
+    from rich.progress import track
+
+    return track(trials, "building and measuring codecs", len(specs))

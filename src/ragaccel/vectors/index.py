@@ -100,7 +100,7 @@ class Index:
     @property
     def _scored(self) -> Metric:
         """How rows are scored for prepared queries."""
-        return "ip" if self._unit and self._metric == "cosine" else self._metric
+        return metrics.scored_as(self._metric, unit=self._unit)
 
     @property
     def bytes_used(self) -> int:

@@ -91,6 +91,11 @@ def are_unit(vectors: NDArray[np.float32]) -> bool:
     return bool(np.abs(squares - 1).max(initial=0) < _UNIT)
 
 
+def scored_as(metric: Metric, *, unit: bool) -> Metric:
+    """Return how raw rows are scored for prepared queries; of unit length, as they are."""
+    return "ip" if unit and metric == "cosine" else metric
+
+
 def prepare(vectors: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
     """Return the vectors as they are scored: of unit length for cosine; zero stays zero."""
     if metric != "cosine":

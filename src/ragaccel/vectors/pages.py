@@ -44,11 +44,17 @@ class Pages:
     """
 
     def __init__(self, rows: NDArray[np.float32]) -> None:
-        mapped: Any = rows.base
-        self._map: mmap.mmap | None = mapped if isinstance(mapped, mmap.mmap) else None
-        self._rows = rows
         self._left = 0
         self._is_cold = True
+        self.map(rows)
+
+    def map(self, rows: NDArray[np.float32]) -> None:
+        """Take another mapping of the same file, which has grown; what was written is in memory."""
+        mapped: Any = rows.base
+        while isinstance(mapped, np.ndarray):
+            mapped = mapped.base
+        self._map: mmap.mmap | None = mapped if isinstance(mapped, mmap.mmap) else None
+        self._rows = rows
 
     def ask_for(self, rows: NDArray[np.int64]) -> None:
         """Ask for rows, in ascending order, that will be read soon."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ragaccel.vectors import calibrate
-from ragaccel.vectors import metric as metrics
-from ragaccel.vectors.calibrate import Exam
 from ragaccel.vectors.choice import choose_spec
 from ragaccel.vectors.segment import TRAIN_ROWS, Segment
 from ragaccel.vectors.spec import COMPRESS_FROM_ROWS, CompressionSpec
@@ -16,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ragaccel.vectors.calibrate import Exam
     from ragaccel.vectors.slab import Rows
     from ragaccel.vectors.spec import Metric
 
@@ -67,13 +66,7 @@ class Plan:
 
     def exam(self) -> Exam:
         """Return questions, or stand-ins for them, and their right answers."""
-        metric = self.asked.metric
-        if self.questions is None:
-            queries = calibrate.stand_ins(self.slab, self.slots, calibrate.QUERIES, metric)
-        else:
-            queries = metrics.prepare(self.questions, metric)
-        right = calibrate.truth(self.slab, self.slots, queries, metric)
-        return Exam(queries, right, real=self.questions is not None)
+        return calibrate.exam_on(self.slab, self.slots, self.questions, self.asked.metric)
 
     def run(self, exam: Exam | None = None) -> Segment | None:
         """Choose, train, encode and set the effort; None where compression does not pay.

@@ -133,7 +133,8 @@ class FileSlab:
         self._file = _opened(path) if writable else None
         if self._file is not None:
             self._closing = weakref.finalize(self, os.close, self._file)
-        self._map, self._pages = self._mapped()
+        self._map = self._mapped()
+        self._pages = Pages(self._map)
 
     def append(self, slots: NDArray[np.int64], vectors: NDArray[np.float32], end: int) -> list[Sum]:
         """Store vectors and wait until they are on disk.
@@ -165,7 +166,8 @@ class FileSlab:
     def extend(self, end: int) -> None:
         """Take in rows that were appended, by this or another process."""
         self.end = end
-        self._map, self._pages = self._mapped()
+        self._map = self._mapped()
+        self._pages.map(self._map)
 
     @property
     def mapped(self) -> NDArray[np.float32]:
@@ -197,19 +199,17 @@ class FileSlab:
     def close(self) -> None:
         """Let go of the file."""
         self._map = np.zeros((0, self._dim), dtype=np.float32)
-        self._pages = Pages(self._map)
+        self._pages.map(self._map)
         if self._file is not None:
             self._file = None
             self._closing()
 
-    def _mapped(self) -> tuple[NDArray[np.float32], Pages]:
+    def _mapped(self) -> NDArray[np.float32]:
         if self.end == 0:
-            nothing = np.zeros((0, self._dim), dtype=np.float32)
-            return nothing, Pages(nothing)
+            return np.zeros((0, self._dim), dtype=np.float32)
         shape = self.end, self._dim
         try:
-            rows = np.memmap(self._path, dtype=np.float32, mode="r", shape=shape)
-            return np.asarray(rows), Pages(rows)
+            return np.asarray(np.memmap(self._path, dtype=np.float32, mode="r", shape=shape))
         except (OSError, ValueError) as error:
             raise CorruptCollectionError(
                 f"{self._path} cannot be mapped, though rows are stored in it: {error}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from ragaccel.vectors import calibrate
 from ragaccel.vectors.engines import Effort, faiss_engine
+from ragaccel.vectors.metric import scored_as
 from ragaccel.vectors.rescore import rescored
 from ragaccel.vectors.segment import Segment
 
@@ -103,7 +104,7 @@ class Bench:
 
     def _latency(self, segment: Segment) -> float:
         """Return the milliseconds of a query."""
-        scored: Metric = "ip" if self.unit and self.metric == "cosine" else self.metric
+        scored = scored_as(self.metric, unit=self.unit)
         times = []
         for query in self.exam.queries[:_TIMED]:
             started = time.perf_counter()
@@ -114,7 +115,7 @@ class Bench:
 
 
 def run(
-    bench: Bench, specs: Sequence[CompressionSpec], *, workers: int = 1, progress: bool = False
+    bench: Bench, specs: Sequence[CompressionSpec], workers: int = 1
 ) -> Iterator[tuple[Trial, Segment]]:
     """Yield what was measured of each candidate, with its codes.
 
@@ -123,21 +124,13 @@ def run(
         specs: The candidates.
         workers: How many are built at a time, and how many are in memory at most; nothing is built
             while one is measured.
-        progress: Whether to show a progress bar on the terminal.
     """
-    from rich.progress import Progress
-
-    share = (max(1, workers),)
-    with (
-        Progress(disable=not progress, transient=True) as bar,
-        ThreadPoolExecutor(
-            max(1, workers), "ragaccel-build", faiss_engine.share_cores, share
-        ) as pool,
-    ):
-        task = bar.add_task("building and measuring codecs", total=len(specs))
-        for start in range(0, len(specs), max(1, workers)):
-            built = list(pool.map(bench.build, specs[start : start + max(1, workers)]))
+    workers = max(1, workers)
+    with ThreadPoolExecutor(
+        workers, "ragaccel-build", faiss_engine.share_cores, (workers,)
+    ) as pool:
+        for start in range(0, len(specs), workers):
+            built = list(pool.map(bench.build, specs[start : start + workers]))
             while built:
                 segment, seconds = built.pop(0)
                 yield bench.measure(segment, seconds), segment
-                bar.advance(task)
