@@ -132,12 +132,10 @@ def set_effort(segment: Segment, exam: Exam, floor: float) -> bool:
     queries, right, real = exam
     asked = segment.spec.oversample
     ladder = np.array(_OVERSAMPLE if asked is None else (asked,))
-    answers = max(1, int((right >= 0).sum()))
     for probes in _probes(segment):
         found = segment.candidates(queries, K * int(ladder[-1]), None, probes)
-        depth = _depths(found, right)
-        recalls = np.array([(depth < K * rung).sum() / answers for rung in ladder])
-        enough = np.flatnonzero(_bound(recalls, answers) >= floor)
+        recalls, bounds = _recalls(found, right, ladder)
+        enough = np.flatnonzero(bounds >= floor)
         if probes < segment.codes.most_probes:
             enough = enough[ladder[enough] <= _ENOUGH]
         rung = int(enough[0]) if len(enough) else len(ladder) - 1
@@ -156,17 +154,36 @@ def verify(segment: Segment, exam: Exam) -> tuple[float, float]:
         segment: A filled one.
         exam: What to measure with.
     """
-    queries, right, _ = exam
-    answers = max(1, int((right >= 0).sum()))
-    found = segment.candidates(queries, K * segment.effort.oversample)
-    recall = np.array([len(_depths(found, right)) / answers])
-    return float(recall[0]), float(_bound(recall, answers)[0])
+    oversample = segment.effort.oversample
+    found = segment.candidates(exam.queries, K * oversample)
+    recalls, bounds = _recalls(found, exam.right, np.array([oversample]))
+    return float(recalls[0]), float(bounds[0])
 
 
-def _bound(recalls: NDArray[np.float64], answers: int) -> NDArray[np.float64]:
-    """Return what recalls are at least with 95% certainty, given so many answers."""
-    bound: NDArray[np.float64] = recalls - _Z * np.sqrt(recalls * (1 - recalls) / answers)
-    return bound
+def _recalls(
+    found: NDArray[np.int64], right: NDArray[np.int64], ladder: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the recall@10 at each oversampling, and what it is at least, with 95% certainty.
+
+    The misses of a query come together, all the more where its rows lie in lists that were not
+    probed, so it is queries that are counted, not answers.
+
+    Args:
+        found: Candidates, best first, shape (m, n).
+        right: See `truth`.
+        ladder: Oversampling, shape (l,).
+    """
+    answered = np.flatnonzero((right >= 0).any(axis=1))
+    if not len(answered):
+        return np.ones(len(ladder)), np.ones(len(ladder))
+    kept = np.empty((len(answered), len(ladder)))
+    for at, query in enumerate(answered):
+        answers = right[query][right[query] >= 0]
+        depths = np.flatnonzero(np.isin(found[query], answers))
+        kept[at] = np.searchsorted(depths, K * ladder) / len(answers)
+    recalls = kept.mean(axis=0)
+    error = kept.std(axis=0) / np.sqrt(max(1, len(answered) - 1))
+    return recalls, recalls - _Z * error
 
 
 def _probes(segment: Segment) -> Iterator[int]:
@@ -181,12 +198,3 @@ def _probes(segment: Segment) -> Iterator[int]:
         yield probes
         probes *= 2
     yield most
-
-
-def _depths(found: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return at which place of its candidates each right answer stands, in one array."""
-    depths = []
-    for candidates, answers in zip(found, right, strict=True):
-        at = np.flatnonzero(np.isin(candidates, answers[answers >= 0]))
-        depths.append(at)
-    return np.concatenate(depths) if depths else np.zeros(0, dtype=np.int64)
