@@ -60,6 +60,27 @@ def test_reopening(tmp_path, compression, ending):
         assert collection.select()[-1].slot > before[0][-1].slot
 
 
+@pytest.mark.parametrize("change", [None, "write", "calibrate", "recall", "gone"])
+def test_codes_are_stored_again_where_they_are_others(tmp_path, change):
+    """Closing a large collection that was only read costs nothing."""
+    with VectorCollection.open(tmp_path, compression="pq") as collection:
+        collection.upsert(names(2500), clustered(2500, seed=1))
+    file = tmp_path / "segment.faiss"
+    before = file.stat().st_ino, file.stat().st_mtime_ns
+    floor = 0.9 if change == "recall" else 0.99
+    with VectorCollection.open(tmp_path, compression="pq", recall=floor) as collection:
+        expected = collection.search(clustered(5, seed=2), exact=True)
+        if change == "write":
+            collection.upsert(["later"], clustered(1, seed=3) + 100)
+        elif change == "calibrate":
+            collection.calibrate(clustered(300, seed=4))
+        elif change == "gone":
+            file.unlink()
+    assert ((file.stat().st_ino, file.stat().st_mtime_ns) == before) is (change is None)
+    with VectorCollection.open(tmp_path, compression="pq", read_only=True) as collection:
+        assert collection.search(clustered(5, seed=2), exact=True) == expected
+
+
 def test_an_empty_collection_is_kept(tmp_path):
     """A collection without rows keeps its metric and its dimension."""
     VectorCollection.open(tmp_path, dim=5, metric="l2").close()

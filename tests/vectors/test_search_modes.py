@@ -42,6 +42,28 @@ def test_a_least_score_leaves_out_what_scores_less_and_nothing_else(metric, comp
         assert collection.search(query, 20, min_score=-math.inf)[0] == every
 
 
+@pytest.mark.parametrize("compression", ["float32", "pq"])
+def test_without_documents_hits_have_ids_and_scores_alone(compression):
+    """They are the same rows, by vector and by id, with and without a filter."""
+    rows, queries = clustered(1_200, seed=1), clustered(4, seed=2)
+    with filled(rows, compression=compression) as collection:
+        for where in (None, Field("even", "eq", True)):
+            whole = collection.search(queries, 7, where=where, vectors=True)
+            bare = collection.search(queries, 7, where=where, vectors=True, documents=False)
+            assert [[(hit.id, hit.score, hit.slot) for hit in one] for one in bare] == [
+                [(hit.id, hit.score, hit.slot) for hit in one] for one in whole
+            ]
+            for hit, other in zip(bare[0], whole[0], strict=True):
+                assert (hit.text, hit.metadata, hit.document_id, hit.payload) == (
+                    None, {}, None, None,
+                )  # fmt: skip
+                assert np.array_equal(hit.vector, other.vector)
+        by_id = collection.search_by_id(["row-1"], 5, documents=False)
+        assert [hit.id for hit in by_id[0]] == [
+            hit.id for hit in collection.search_by_id(["row-1"], 5)[0]
+        ]
+
+
 @pytest.mark.parametrize("score", ["high", math.nan, [0.5]])
 def test_a_least_score_that_is_no_number_is_an_error(score):
     """It is said what was given."""

@@ -349,6 +349,7 @@ class VectorCollection(Forkable):
         min_score: float | None = None,
         exact: bool = False,
         vectors: bool = False,
+        documents: bool = True,
     ) -> list[list[Hit]]:
         """Find the nearest rows of each query.
 
@@ -359,6 +360,8 @@ class VectorCollection(Forkable):
             min_score: Leave out rows that score less.
             exact: Compare with every vector instead of the codes.
             vectors: Give the hits their raw vectors.
+            documents: Give the hits texts, metadata, document ids and payloads; without, they have
+                ids and scores alone, and the search is faster.
 
         Returns:
             Per query, hits with exact scores, nearest first; of equal scores the earlier row first.
@@ -369,7 +372,8 @@ class VectorCollection(Forkable):
             CollectionClosedError: The collection is closed.
         """
         asked = check_vectors(queries, self.dim)
-        search = Search(asked, check_k(k), where, check_score(min_score), exact, vectors)
+        floor = check_score(min_score)
+        search = Search(asked, check_k(k), where, floor, exact, vectors, documents)
         return self._answer(search).hits()
 
     def search_by_id(
@@ -381,6 +385,7 @@ class VectorCollection(Forkable):
         min_score: float | None = None,
         exact: bool = False,
         vectors: bool = False,
+        documents: bool = True,
     ) -> list[list[Hit]]:
         """Find the nearest other rows of rows; see `search`.
 
@@ -392,7 +397,7 @@ class VectorCollection(Forkable):
         asked = np.array([row for row in known.values() if row is not None], dtype=np.float32)
         found: dict[str, list[Hit]] = {}
         if known:
-            search = Search(asked, count + 1, where, floor, exact, vectors)
+            search = Search(asked, count + 1, where, floor, exact, vectors, documents)
             found = dict(zip(known, self._answer(search).hits(), strict=True))
         return [[hit for hit in found.get(one, []) if hit.id != one][:count] for one in ids]
 

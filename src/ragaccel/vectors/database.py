@@ -62,6 +62,7 @@ class Position(NamedTuple):
 
 
 _COLUMNS = "slot, id, text, metadata, document_id, payload"
+_ID_ALONE = "slot, id, NULL, '{}', NULL, NULL"
 _BUSY_SECONDS = 10.0
 _MEMORY = ":memory:"
 _MAPPED_BYTES: Final = 1 << 40  # SQLite takes the most that it can, mostly 2 GB
@@ -362,7 +363,9 @@ def trim(db: sqlite3.Connection, keep: int) -> None:
 
 
 def save_live(db: sqlite3.Connection, seq: int, live: NDArray[np.bool_]) -> None:
-    """Store which slots live at a position of the change log."""
+    """Store which slots live at a position of the change log, unless that is known."""
+    if db.execute("SELECT 1 FROM living WHERE seq = ?", (seq,)).fetchone():
+        return
     db.execute("DELETE FROM living")
     db.execute("INSERT INTO living VALUES (?, ?)", (seq, np.packbits(live).tobytes()))
 
@@ -394,16 +397,25 @@ def _append(db: sqlite3.Connection, slots: Sequence[int], *, live: bool) -> None
     )
 
 
-def documents(db: sqlite3.Connection, slots: Sequence[int]) -> dict[int, Document]:
-    """Return the documents of slots; those that are gone are left out."""
+def documents(
+    db: sqlite3.Connection, slots: Sequence[int], *, whole: bool = True
+) -> dict[int, Document]:
+    """Return the documents of slots; those that are gone are left out.
+
+    Args:
+        db: The connection.
+        slots: Of the rows.
+        whole: Whether to read more than their ids.
+    """
+    columns = _COLUMNS if whole else _ID_ALONE
     found: dict[int, Document] = {}
     for start in range(0, len(slots), 500):
         part = slots[start : start + 500]
-        found.update({row[0]: row for row in db.execute(_select(len(part)), part).fetchall()})
+        found.update({row[0]: row for row in db.execute(_select(columns, len(part)), part)})
     return found
 
 
 @functools.cache
-def _select(count: int) -> str:
+def _select(columns: str, count: int) -> str:
     marks = ",".join("?" * count)
-    return f"SELECT {_COLUMNS} FROM doc WHERE slot IN ({marks})"
+    return f"SELECT {columns} FROM doc WHERE slot IN ({marks})"

@@ -37,6 +37,7 @@ class Search(NamedTuple):
         min_score: The least score of a row.
         exact: Whether to compare with every vector.
         vectors: Whether hits get their raw vectors.
+        documents: Whether hits get what is stored of the rows.
     """
 
     queries: NDArray[np.float32]
@@ -45,6 +46,7 @@ class Search(NamedTuple):
     min_score: float = ANY_SCORE
     exact: bool = False
     vectors: bool = False
+    documents: bool = True
 
     def run(self, store: Store, db: sqlite3.Connection, allowed: RowSet | None) -> Answers:
         """Find the nearest rows, and read what is stored of them."""
@@ -58,7 +60,7 @@ class Search(NamedTuple):
         else:
             wanted = sorted({slot for _, slots in found for slot in slots})
         raw = store.raw(db, wanted) if self.vectors else {}
-        return Answers(found, database.documents(db, wanted), raw)
+        return Answers(found, database.documents(db, wanted, whole=self.documents), raw)
 
 
 class Answers(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -81,6 +81,7 @@ class Segment:
     effort: Effort = Effort()  # noqa: RUF009 - it is frozen
     recall: float | None = None
     end: int = 0
+    _stored: object = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def train(
@@ -133,13 +134,16 @@ class Segment:
         return self.codes.search(queries, count, min(probes, self.codes.most_probes), allowed)
 
     def save(self, file: Path, rows_of: str, floor: float) -> None:
-        """Write the segment, so that it is there whole or not at all.
+        """Write the segment, so that it is there whole or not at all, unless it is there already.
 
         Args:
             file: Where.
             rows_of: Names the state of the collection that the codes were made from.
             floor: The recall that the effort was set for.
         """
+        state = self._state(rows_of, floor)
+        if state == self._stored and file.exists():
+            return
         body = self.codes.to_bytes().data
         head = _Head(
             self.spec.codec, self.spec.structure, self.spec.oversample, self.dim, self.metric,
@@ -154,6 +158,11 @@ class Segment:
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(file)
+        self._stored = state
+
+    def _state(self, rows_of: str, floor: float) -> object:
+        """Return what changes whenever a stored segment is another one."""
+        return rows_of, floor, self.effort, self.recall, self.rows_when_made, self.end
 
     @classmethod
     def load(
@@ -191,11 +200,13 @@ class Segment:
         if not is_known(head.rows_of):
             return None
         same = head.floor == floor and asked.oversample == head.asked_oversample
-        return cls(
+        segment = cls(
             asked, dim, metric, faiss_engine.load(asked, dim, body), head.trained_rows,
             head.rows_when_made,
             Effort(head.oversample, head.probes), head.recall if same else None, head.end,
         )  # fmt: skip
+        segment._stored = segment._state(head.rows_of, head.floor)
+        return segment
 
 
 def _head(data: NDArray[np.uint8]) -> tuple[_Head, NDArray[np.uint8]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +42,7 @@ class Upkeep:
     def __init__(self, store: Store, lock: ReadWriteLock) -> None:
         self._store, self._lock = store, lock
         self._background = Background()
+        self._saving = threading.Lock()
 
     def keep_up(self) -> None:
         """Do what is due: at once where that is short, else in the background; lock held."""
@@ -118,11 +120,14 @@ class Upkeep:
             with self._lock.write():
                 if self._store.index is not index:
                     return
-                if index.questions is plan.questions:
-                    if index.retune(exam):
-                        return
-                    break
-                plan = replace(plan, questions=index.questions)
+                is_right = index.questions is plan.questions
+                serves = is_right and index.retune(exam)
+            if serves:
+                self._save()
+                return
+            if is_right:
+                break
+            plan = replace(plan, questions=index.questions)
         self._adopt(index, plan, plan.run(exam))
 
     def _adopt(self, index: Index, plan: Plan, segment: Segment | None) -> None:
@@ -135,18 +140,30 @@ class Upkeep:
         """
         while True:
             with self._lock.write():
-                if self._background.stopping.is_set():
-                    raise StoppedError
+                self._check_open()
                 if self._store.index is not index:
                     return
                 if index.questions is plan.questions or segment is None:
                     index.adopt(segment)
-                    if self._store.writable:
-                        self._store.save_segment()
-                        self._store.give_back()
-                    return
+                    break
                 plan = replace(plan, questions=index.questions)
             set_effort(segment, plan.exam(), plan.asked.recall)
+        self._save()
+        with self._lock.write():
+            self._check_open()
+            if self._store.writable:
+                self._store.give_back()
+
+    def _save(self) -> None:
+        """Store the codes; searches go on meanwhile, and writes wait."""
+        with self._saving, self._lock.read():
+            self._check_open()
+            if self._store.writable:
+                self._store.save_segment()
+
+    def _check_open(self) -> None:
+        if self._background.stopping.is_set():
+            raise StoppedError
 
 
 def _read(files: Iterable[Path]) -> None:
