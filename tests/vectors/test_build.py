@@ -130,5 +130,20 @@ def test_queries_given_while_codes_are_made_anew_set_their_effort(rows):
         assert kept == _oversample(collection)
 
 
+def test_another_recall_for_many_rows_is_set_while_searches_go_on(tmp_path, rows):
+    """Opening does not wait; a search tries twice as hard until it is known how hard it must."""
+    many = np.tile(rows, (8, 1)) + clustered(8 * len(rows), dim=32, seed=5, spread=0.3) * 0.3
+    with VectorCollection.open(tmp_path, compression="pq", recall=0.9) as collection:
+        collection.upsert(names(len(many)), many)
+        collection.flush()
+        before = _oversample(collection)
+    with VectorCollection.open(tmp_path, compression="pq", recall=0.99) as collection:
+        assert _oversample(collection) >= 2 * before
+        assert len(collection.search(many[0])[0]) == 10
+        collection.flush()
+        assert collection.stats().recall >= 0.99
+        assert collection.measure_recall() >= 0.98
+
+
 def _oversample(collection):
     return collection._store.index.candidates(10)

@@ -115,3 +115,22 @@ def test_calibrating_with_real_questions_is_kept(tmp_path, rows):
         assert len(collection._store.index.questions) == 300
     with VectorCollection.open() as empty, pytest.raises(ConfigurationError, match="empty"):
         empty.calibrate(np.ones((3, 4), np.float32))
+
+
+@pytest.mark.parametrize("structure", ["flat", "ivf", "hnsw"])
+@pytest.mark.parametrize("floor", [0.8, 0.97])
+def test_the_estimated_recall_is_that_of_searches(structure, floor):
+    """Of the same questions: whatever is measured together or with more candidates."""
+    rows, queries = clustered(6_000, dim=32, seed=1), clustered(300, dim=32, seed=2)
+    spec = CompressionSpec("int4" if structure == "hnsw" else "pq", structure)
+    with VectorCollection.open(compression=spec, recall=floor) as collection:
+        collection.upsert(names(6_000), rows)
+        collection.flush()
+        estimated = collection.calibrate(queries)
+        found, exact = (collection.search(queries, exact=one) for one in (False, True))
+        shares = [
+            len({hit.id for hit in one} & {hit.id for hit in right}) / 10
+            for one, right in zip(found, exact, strict=True)
+        ]
+        assert floor <= np.mean(shares)
+        assert estimated == pytest.approx(np.mean(shares), abs=0.005)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import threading
 import time
 
 import numpy as np
@@ -32,6 +34,13 @@ def wait_until_warm(pages, seconds=20.0):
     return pages.share_in_memory()
 
 
+def faults_of_reading(rows):
+    """Return how many pages the process had to look for while it read a component of all rows."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    rows[:, 0].max()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
 @pytest.fixture
 def cold(tmp_path):
     """Rows mapped from a file that is not in the page cache."""
@@ -49,6 +58,23 @@ def test_rows_that_are_asked_for_are_read(cold):
     pages = Pages(cold)
     pages.ask_for(np.arange(ROWS, dtype=np.int64))
     assert wait_until_warm(pages) == 1
+
+
+def test_pages_that_were_brought_in_are_not_looked_for_when_they_are_read(cold):
+    """What the system calls a minor fault takes longer than reading the row."""
+    read_at_once = faults_of_reading(cold)
+    pages = Pages(np.memmap(cold.filename, dtype=np.float32, mode="r", shape=cold.shape))
+    pages.bring_in(threading.Event())
+    assert pages.share_in_memory() == 1
+    assert faults_of_reading(pages._rows) < read_at_once / 2
+
+
+def test_bringing_in_ends_when_it_is_not_wanted(cold):
+    """Closing a collection does not wait for a cold disk."""
+    stopping = threading.Event()
+    stopping.set()
+    Pages(cold).bring_in(stopping)
+    assert Pages(cold).share_in_memory() < 0.5
 
 
 def test_few_rows_do_not_bring_in_the_file(cold):

@@ -85,6 +85,12 @@ class EngineContract:
         assert sorted(found[:7].tolist()) == list(range(7))
         assert (found[7:] == -1).all()
 
+    def test_more_probes_read_more(self, codes: Codes) -> None:
+        """Efforts are set by what they cost."""
+        read = [codes.bytes_read(probes) for probes in range(1, min(codes.most_probes, 20) + 1)]
+        assert read == sorted(read)
+        assert read[0] > 0
+
     def test_a_bitmap_is_kept_to_and_loses_nothing(
         self, codes: Codes, rows: NDArray[np.float32], slots: NDArray[np.int64]
     ) -> None:

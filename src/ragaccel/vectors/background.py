@@ -24,9 +24,14 @@ class StoppedError(Exception):
 
 
 class Background(Forkable):
-    """Does one piece of work at a time on a thread of its own, which ends with the work."""
+    """Does one piece of work at a time on a thread of its own, which ends with the work.
 
-    def __init__(self) -> None:
+    Args:
+        fault: What is said where the work fails, of which nobody else hears.
+    """
+
+    def __init__(self, fault: str) -> None:
+        self._fault = fault
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self.stopping = threading.Event()
@@ -59,10 +64,7 @@ class Background(Forkable):
         except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001 - nobody waits for it
-            _log.exception(
-                "codes could not be made anew (%s); the collection goes on with those it has",
-                type(error).__name__,
-            )
+            _log.exception("%s (%s)", self._fault, type(error).__name__)
 
     def after_fork_in_child(self) -> None:
         """Have no thread: it is the parent's."""

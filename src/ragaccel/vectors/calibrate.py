@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from ragaccel.vectors.engines import Effort
+from ragaccel.vectors.engines import SCATTERED, Effort
 from ragaccel.vectors.metric import nearest, prepare, prepare_queries, rough_scores
 from ragaccel.vectors.slab import blocks
 
@@ -24,8 +24,9 @@ K: Final = 10
 #: Queries that an effort is set with.
 QUERIES: Final = 256
 _OVERSAMPLE: Final = (4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256)
-#: Oversampling past which more probes help more.
+#: Oversampling past which stand-ins tell little of what questions need.
 _ENOUGH: Final = 48
+_ROW_ITEM_BYTES: Final = 4
 _STAND_IN_PROBES: Final = 8
 _Z: Final = 1.645  # one-sided 95%
 _NOISE: Final = 1.5
@@ -116,7 +117,7 @@ def exam_on(
 
 
 def set_effort(segment: Segment, exam: Exam, floor: float) -> bool:
-    """Give a segment the least effort whose recall is at a floor with 95% certainty.
+    """Give a segment the cheapest effort whose recall is at a floor with 95% certainty.
 
     Where none is, it gets the most. Stand-ins lie much nearer to the rows' own lists than questions
     do: with them, eight times the probes are taken, which was enough on a million rows.
@@ -129,22 +130,29 @@ def set_effort(segment: Segment, exam: Exam, floor: float) -> bool:
     Returns:
         Whether the floor is kept.
     """
-    queries, right, real = exam
-    asked = segment.spec.oversample
+    asked, codes = segment.spec.oversample, segment.codes
     ladder = np.array(_OVERSAMPLE if asked is None else (asked,))
+    rescoring = SCATTERED * K * ladder * segment.dim * _ROW_ITEM_BYTES
+    least = np.inf
     for probes in _probes(segment):
-        found = segment.candidates(queries, K * int(ladder[-1]), None, probes)
-        recalls, bounds = _recalls(found, right, ladder)
-        enough = np.flatnonzero(bounds >= floor)
-        if probes < segment.codes.most_probes:
-            enough = enough[ladder[enough] <= _ENOUGH]
-        rung = int(enough[0]) if len(enough) else len(ladder) - 1
-        taken = probes if real else min(_STAND_IN_PROBES * probes, segment.codes.most_probes)
-        segment.effort = Effort(int(ladder[rung]), taken)
-        segment.recall = float(recalls[rung])
-        if len(enough):
-            return True
-    return False
+        taken = probes if exam.real else min(_STAND_IN_PROBES * probes, codes.most_probes)
+        if codes.bytes_read(taken) > least:
+            break
+        rungs = ladder
+        if segment.spec.structure == "hnsw":  # more candidates than probes would be more probes
+            rungs = ladder[: max(1, np.searchsorted(ladder, probes / K, side="right"))]
+        found = segment.candidates(exam.queries, K * int(rungs[-1]), None, probes)
+        recalls, bounds = _recalls(found, exam.right, rungs)
+        enough = bounds >= floor
+        if probes < codes.most_probes and not exam.real:
+            enough &= rungs <= _ENOUGH
+        rung = int(enough.argmax()) if enough.any() else len(rungs) - 1
+        cost = codes.bytes_read(taken) + rescoring[rung] if enough.any() else np.inf
+        if cost < least or np.isinf(least):
+            segment.effort = Effort(int(rungs[rung]), taken)
+            segment.recall = float(recalls[rung])
+            least = cost
+    return bool(np.isfinite(least))
 
 
 def verify(segment: Segment, exam: Exam) -> tuple[float, float]:
@@ -190,11 +198,11 @@ def _probes(segment: Segment) -> Iterator[int]:
     """Yield ever more probes, up to all."""
     most = segment.codes.most_probes
     if segment.spec.structure == "hnsw":
-        yield from (probes for probes in (16, 32, 64, 128, 256, 512) if probes < most)
-        yield min(most, 1024)
+        yield from (probes for probes in (40, 64, 96, 128, 256, 512, 1024) if probes < most)
+        yield min(most, K * _OVERSAMPLE[-1])
         return
     probes = 1
     while probes < most:
         yield probes
-        probes *= 2
+        probes += max(1, probes // 2)
     yield most

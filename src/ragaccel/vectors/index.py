@@ -252,8 +252,6 @@ class Index:
         if segment is not None:
             self._encode(segment, live[(live >= segment.end) & (live < self.slab.end)])
             self._tombstones = segment.codes.rows - int(self._live[: segment.end].sum())
-            if segment.recall is None:
-                self.retune(self.plan().exam())
         else:
             self.compact()
         late = fresh_slots >= self.slab.end

@@ -182,7 +182,7 @@ class Segment:
             dim: Dimensions of the vectors.
             metric: How they are scored.
             floor: The recall to keep; if the effort was set for another one, the segment's `recall`
-                is None.
+                is None, and for a higher one its effort is twice the stored one.
             is_known: Tells whether the collection went through a state of that name.
         """
         try:
@@ -200,10 +200,11 @@ class Segment:
         if not is_known(head.rows_of):
             return None
         same = head.floor == floor and asked.oversample == head.asked_oversample
+        times = 2 if floor > head.floor else 1
+        effort = Effort(asked.oversample or times * head.oversample, times * head.probes)
         segment = cls(
             asked, dim, metric, faiss_engine.load(asked, dim, body), head.trained_rows,
-            head.rows_when_made,
-            Effort(head.oversample, head.probes), head.recall if same else None, head.end,
+            head.rows_when_made, effort, head.recall if same else None, head.end,
         )  # fmt: skip
         segment._stored = segment._state(head.rows_of, head.floor)
         return segment

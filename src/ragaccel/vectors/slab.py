@@ -14,6 +14,7 @@ from ragaccel.errors import CollectionError, CorruptCollectionError
 from ragaccel.vectors.pages import Pages
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -64,6 +65,9 @@ class Slab(Rows, Protocol):
     def extend(self, end: int) -> None:
         """Take in rows that were appended."""
 
+    def bring_in(self, stopping: threading.Event) -> None:
+        """Make reading of all rows fast, until that is not wanted any more."""
+
     def close(self) -> None:
         """Let go of the file."""
 
@@ -110,6 +114,9 @@ class MemorySlab:
         return self._rows[slots]
 
     def ask_for(self, slots: NDArray[np.int64]) -> None:
+        """All are in memory."""
+
+    def bring_in(self, stopping: threading.Event) -> None:
         """All are in memory."""
 
     def close(self) -> None:
@@ -181,6 +188,10 @@ class FileSlab:
     def ask_for(self, slots: NDArray[np.int64]) -> None:
         """Let the system read slots, ascending, all at once where they are not in memory."""
         self._pages.ask_for(slots)
+
+    def bring_in(self, stopping: threading.Event) -> None:
+        """Read and map all pages, until that is not wanted any more."""
+        self._pages.bring_in(stopping)
 
     def give_back(self, dead: NDArray[np.bool_]) -> None:
         """Give the pages of dead rows, by slot, back to the file system; they read as zeros.

@@ -17,7 +17,7 @@ from ragaccel.vectors.plan import MIN_TRAIN_ROWS
 from ragaccel.vectors.trials import Bench
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ragaccel.vectors.choice import Choice
@@ -41,7 +41,10 @@ class Upkeep:
 
     def __init__(self, store: Store, lock: ReadWriteLock) -> None:
         self._store, self._lock = store, lock
-        self._background = Background()
+        self._background = Background(
+            "codes could not be made anew; the collection goes on with those it has"
+        )
+        self._warming = Background("files could not be read ahead; they are read when needed")
         self._saving = threading.Lock()
 
     def keep_up(self) -> None:
@@ -94,16 +97,18 @@ class Upkeep:
         return choice
 
     def warm(self, files: Sequence[Path]) -> None:
-        """Read files into the page cache, in the background."""
-        self._background.begin(lambda: _read(files))
+        """Read files into the page cache and map the slab's pages, in the background."""
+        self._warming.begin(lambda: self._warm(files))
 
     def wait(self) -> None:
         """Wait until no work is under way."""
         self._background.wait()
+        self._warming.wait()
 
     def stop(self) -> None:
         """Let the work end soon, and begin no other."""
         self._background.stop()
+        self._warming.stop()
 
     def _plan(self, index: Index) -> Plan:
         slab = StoppableSlab(index.slab, self._background.stopping)
@@ -165,8 +170,10 @@ class Upkeep:
         if self._background.stopping.is_set():
             raise StoppedError
 
-
-def _read(files: Iterable[Path]) -> None:
-    for file in files:
-        with contextlib.suppress(OSError):  # it is only a hint
-            ask_for_file(file)
+    def _warm(self, files: Sequence[Path]) -> None:
+        for file in files:
+            with contextlib.suppress(OSError):  # it is only a hint
+                ask_for_file(file)
+        index = self._store.index
+        if index is not None:
+            index.slab.bring_in(self._warming.stopping)

@@ -56,7 +56,7 @@ def text(row: int) -> str:
 
 def opened(folder: Path, dim: int, setting: str) -> VectorCollection:
     """Open a collection with a setting; where rows are there, they are encoded anew."""
-    collection = VectorCollection.open(folder, dim=dim, **options(setting))
+    collection = VectorCollection.open(folder, dim=dim, warm=True, **options(setting))
     asked, kept = options(setting)["compression"], collection.stats()
     if kept.rows and asked != "auto":
         now = kept.compression
@@ -65,6 +65,7 @@ def opened(folder: Path, dim: int, setting: str) -> VectorCollection:
             getattr(asked, "structure", None),
         ):
             collection.compact()
+    collection.flush()  # an effort for another recall is set in the background
     return collection
 
 

@@ -98,6 +98,8 @@ def opening(data: Data, work: Path, job: dict[str, Any]) -> Iterator[dict[str, A
     place = work / job["place"]
     rows = f"{len(data.base):,} rows"
     named = ours.options(job["settings"][0])
+    with VectorCollection.open(place, **named) as collection:
+        collection.flush()  # whatever it was closed with
     for cold in ("nothing", "the raw vectors", "every file"):
         dropped = _drop(place, {"nothing": "", "the raw vectors": _SLAB, "every file": "*"}[cold])
         before = private_bytes()

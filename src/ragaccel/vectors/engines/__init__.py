@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from ragaccel.vectors.spec import CompressionSpec, Metric
+
+
+#: How many bytes are read in a row in the time of one that lies here or there.
+SCATTERED: Final = 3
 
 
 class Effort(NamedTuple):
@@ -38,6 +42,9 @@ class Codes(Protocol):
     @property
     def most_probes(self) -> int:
         """The most that `Effort.probes` can mean; 1 for a flat structure."""
+
+    def bytes_read(self, probes: int) -> float:
+        """Return about how many bytes a query reads in a row, or could in its time."""
 
     def add(self, slots: NDArray[np.int64], prepared: NDArray[np.float32]) -> None:
         """Encode prepared rows (n, dim) under their slots (n,), ascending and new."""

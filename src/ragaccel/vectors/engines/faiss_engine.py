@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import faiss as _typed_faiss
 import numpy as np
 
+from ragaccel.vectors.engines import SCATTERED
 from ragaccel.vectors.spec import PQ_DIMENSIONS
 
 faiss: Any = _typed_faiss  # its stubs describe the C++ signatures, not the Python ones
@@ -101,6 +102,10 @@ class FaissCodes:
         """How many lists there are."""
         return int(self._index.nlist)
 
+    def bytes_read(self, probes: int) -> float:
+        """Return the size of the codes in so many lists."""
+        return float(self.rows * self._index.code_size * probes / self._index.nlist)
+
     def add(self, slots: NDArray[np.int64], prepared: NDArray[np.float32]) -> None:
         """Encode prepared rows (n, dim) under their slots (n,)."""
         self._index.add_with_ids(self.transformed(prepared), slots)
@@ -150,15 +155,22 @@ class GraphCodes(FaissCodes):
     @property
     def bytes_used(self) -> int:
         """Bytes of codes, slots and links."""
-        storage = faiss.downcast_index(self._index.storage)
         links = 2 * _LINKS * _LINK_BYTES
-        code = getattr(storage, "code_size", 4 * self._index.d)
-        return int(self.rows * (_SLOT_BYTES + code + links))
+        return self.rows * (_SLOT_BYTES + self._code_bytes + links)
+
+    @property
+    def _code_bytes(self) -> int:
+        storage = faiss.downcast_index(self._index.storage)
+        return int(getattr(storage, "code_size", 4 * self._index.d))
 
     @property
     def most_probes(self) -> int:
         """All nodes."""
         return max(1, self.rows)
+
+    def bytes_read(self, probes: int) -> float:
+        """Return the size of the codes of so many nodes and their neighbours, which are apart."""
+        return float(SCATTERED * probes * 2 * _LINKS * self._code_bytes)
 
     def add(self, slots: NDArray[np.int64], prepared: NDArray[np.float32]) -> None:
         """Encode prepared rows (n, dim) under their slots (n,)."""
