@@ -81,7 +81,7 @@ def _llamaindex_ours(data: Data, folder: Path) -> Iterator[Setting]:
         store = CompressedVectorStore.open(folder / "ours", **ours.options(setting))
         if not at:
             _add_nodes(store, data)
-            store.collection.flush()
+        store.collection.flush()
         yield Setting(setting, store.query, _index_rows, _question, *_own(store))
         store.close()
 
@@ -111,7 +111,7 @@ def _llamaindex_chroma(dim: int, folder: Path) -> Any:
 def _llamaindex_lancedb(dim: int, folder: Path) -> Any:
     from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
-    return LanceDBVectorStore(uri=str(folder / "lance"), mode="append")
+    return LanceDBVectorStore(uri=str(folder / "lance"), mode="create")
 
 
 def _llamaindex_qdrant(dim: int, folder: Path) -> Any:
@@ -136,7 +136,7 @@ def given(data: Data) -> Any:
 
     class Given(Embeddings):
         def embed_documents(self, texts: list[str]) -> list[list[float]]:
-            rows = [int(one.split(":")[0].split()[1]) for one in texts]
+            rows = [int((one.split(":")[0].split() + ["0"])[1]) for one in texts]  # or a try-out
             return data.base[rows].tolist()
 
         def embed_query(self, text: Any) -> list[float]:
@@ -178,7 +178,7 @@ def _langchain_ours(data: Data, folder: Path) -> Iterator[Setting]:
         store = CompressedVectorStore.open(place, given(data), **ours.options(setting))
         if not at:
             add_texts(store, data)
-            store.collection.flush()
+        store.collection.flush()
         yield Setting(
             setting,
             lambda q, s=store: s.similarity_search_with_score_by_vector(q, K),
@@ -211,9 +211,9 @@ def langchain_chroma(model: Any, dim: int, folder: Path) -> Any:
 
 
 def _langchain_lancedb(model: Any, dim: int, folder: Path) -> Any:
-    from langchain_lancedb import LanceDBVectorStore
+    from langchain_lancedb import LanceDB
 
-    return LanceDBVectorStore(model, uri=folder / "lance")
+    return LanceDB(model, folder / "lance")
 
 
 def _langchain_qdrant(model: Any, dim: int, folder: Path) -> Any:
