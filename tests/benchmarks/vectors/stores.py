@@ -136,7 +136,7 @@ def given(data: Data) -> Any:
 
     class Given(Embeddings):
         def embed_documents(self, texts: list[str]) -> list[list[float]]:
-            rows = [int((one.split(":")[0].split() + ["0"])[1]) for one in texts]  # or a try-out
+            rows = [int([*one.split(":")[0].split(), "0"][1]) for one in texts]  # or a try-out
             return data.base[rows].tolist()
 
         def embed_query(self, text: Any) -> list[float]:
