@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ragaccel.errors import UnsupportedComponentError
-from ragaccel.transparent import Options, unwrap
+from ragaccel.seam import Options
+from ragaccel.transparent import unwrap
 
 if TYPE_CHECKING:
     from ragaccel.cache import MultiLevelCache

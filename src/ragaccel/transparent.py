@@ -9,44 +9,20 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ragaccel.cache import Uncacheable
 from ragaccel.errors import ConfigurationError, UnsupportedComponentError
+from ragaccel.seam import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Self
 
-    from ragaccel.cache import MultiLevelCache
-    from ragaccel.cache.ttl import TTL
-
 T = TypeVar("T")
 
 _STATE: Final = "ragaccel_state_"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `accelerate` was asked for.
-
-    Attributes:
-        cache: Where results are kept; None traces only.
-        namespace: The tenant; None for the cache's own.
-        ttl: Lifetime of an entry, or a function of query and result that gives it; None for the
-            cache's own.
-        identity: The user's name for what decides the answers and cannot be seen from outside.
-    """
-
-    cache: MultiLevelCache | None = None
-    namespace: str | None = None
-    ttl: TTL = None
-    identity: str | None = None
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
 
 
 class State:

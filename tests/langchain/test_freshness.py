@@ -251,13 +251,13 @@ def test_restored_backup_takes_no_answers_from_the_time_after_it(tmp_path, embed
         shutil.copytree(backup, folder)
 
 
-@pytest.mark.parametrize("inner_is_cached", [False, True], ids=["plain inside", "cached inside"])
-def test_retriever_around_a_store_is_as_fresh(store, cache, inner_is_cached):
+@pytest.mark.parametrize("inside", ["plain", "traced", "cached"])
+def test_retriever_around_a_store_is_as_fresh(store, cache, inside):
     """A retriever that asks another one is served anew after writes to the store behind it."""
     inner = store.as_retriever(search_kwargs={"k": 2})
     plain = Delegating(inner=inner)
-    if inner_is_cached:
-        inner = accelerate(inner, cache=cache)
+    if inside != "plain":
+        inner = accelerate(inner, cache=cache if inside == "cached" else None)
     fast = accelerate(Delegating(inner=inner), cache=cache, identity="around the store")
     assert fast.invoke("red apple") == plain.invoke("red apple")
     assert fast.invoke("red apple") == plain.invoke("red apple")

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ragaccel.cache import values
-from ragaccel.cache.keys import key_mark, namespace_mark
-from ragaccel.cache.lookup import claim, delete, may_serve, open_entry, write
+from ragaccel.cache.keys import Uncacheable, key_mark, namespace_mark
+from ragaccel.cache.lookup import (
+    claim,
+    delete,
+    is_worth_keeping,
+    may_serve,
+    open_entry,
+    write,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from ragaccel.cache.ledger import Position
     from ragaccel.cache.levels import Level
     from ragaccel.cache.lookup import Store
     from ragaccel.cache.terms import Terms
@@ -77,6 +85,29 @@ async def keep(io: IO, store: Store, items: Sequence[tuple[bytes, Terms[Any], An
     if not whole and not store.ledger.shared:
         await _strike(io, store, terms, entries)
         await _write(io, store, entries)
+
+
+async def keep_computed(
+    io: IO,
+    store: Store,
+    items: Sequence[tuple[bytes, Terms[Any], Any]],
+    since: Position,
+    cost: float,
+) -> None:
+    """Store values that were computed from a position of the ledger on, unless struck since then.
+
+    A fault, or a value that has no faithful form, is counted; the values' user has them already.
+    """
+    kept = []
+    for key, terms, value in items:
+        try:
+            entry = terms.entry(value, terms.kind.pack(value), since, cost)
+        except Uncacheable as reason:
+            store.recorder.bypass(reason.reason)
+            continue
+        if is_worth_keeping(store, key, entry):
+            kept.append((key, entry))
+    await write(io, store, store.levels, *kept)
 
 
 async def _outdated(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ragaccel import telemetry
 from ragaccel.cache.flight import Outcome, leading
 from ragaccel.cache.keys import Uncacheable, key_mark
-from ragaccel.cache.lookup import Found, Store, claim, find, open_entry, write
+from ragaccel.cache.lookup import Found, Store, claim, find, is_worth_keeping, open_entry, write
 from ragaccel.cache.waiting import ASYNC, IO, SYNC
 from ragaccel.telemetry import attributes
 
@@ -188,7 +188,7 @@ async def _lead(
             raise
         outcome = Outcome(entry)
         flight.land(outcome)
-        if entry is not None and _is_worth_keeping(store, key, entry):
+        if entry is not None and is_worth_keeping(store, key, entry):
             await write(io, store, store.levels, (key, entry))
         return value
     finally:
@@ -208,17 +208,6 @@ async def _computed(
     except Uncacheable as reason:
         store.recorder.bypass(reason.reason)
         return value, None
-
-
-def _is_worth_keeping(store: Store, key: bytes, entry: Entry) -> bool:
-    """Tell whether a computed entry may take the place of what was stored meanwhile.
-
-    It may not if it was struck; a ledger that is another one by now cannot tell.
-    """
-    _, position, marks = claim(key, entry)
-    is_told = store.ledger.position()[0] == entry.ledger
-    struck = is_told and not store.ledger.stands(position, entry.created, marks)
-    return entry.is_kept and not struck
 
 
 async def _claim(
@@ -275,7 +264,7 @@ async def _refresh(
             return
         _, entry = await _computed(store, flight, terms, compute)
         outcome = Outcome(entry)
-        if entry is not None and _is_worth_keeping(store, key, entry):
+        if entry is not None and is_worth_keeping(store, key, entry):
             await write(io, store, store.levels, (key, entry))
         name = "refresh_errors" if entry is None else "refreshed"
         store.recorder.count(terms.namespace, name)

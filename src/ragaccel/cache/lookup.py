@@ -245,3 +245,14 @@ def open_entry(
     if counted:
         store.recorder.count(terms.namespace, reason)
     return None
+
+
+def is_worth_keeping(store: Store, key: bytes, entry: Entry) -> bool:
+    """Tell whether a computed entry may take the place of what was stored meanwhile.
+
+    It may not if it was struck; a ledger that is another one by now cannot tell.
+    """
+    _, position, marks = claim(key, entry)
+    is_told = store.ledger.position()[0] == entry.ledger
+    struck = is_told and not store.ledger.stands(position, entry.created, marks)
+    return entry.is_kept and not struck

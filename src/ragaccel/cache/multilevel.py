@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+    from ragaccel.cache.ledger import Position
     from ragaccel.cache.levels import Level
     from ragaccel.cache.values import Body
 
@@ -401,6 +402,47 @@ class MultiLevelCache:
         )
         known = self._key(key, kind, namespace)
         return flow.find_or_compute(io, store, known, terms, compute)
+
+    def find_many(
+        self, io: flow.IO, keys: Sequence[Any], *, kind: Kind[Any], namespace: str | None = None
+    ) -> Coroutine[Any, Any, list[Any]]:
+        """Return the flow behind `get_many`; see `find_or_compute`."""
+        return self._get_many(io, keys, kind, namespace)
+
+    @property
+    def position(self) -> Position:
+        """Where invalidations stand now, for `keep_computed`."""
+        return self._open_store().ledger.position()
+
+    def keep_computed(
+        self,
+        io: flow.IO,
+        items: Sequence[tuple[Digest, Any, Any]],
+        *,
+        since: Position,
+        cost: float,
+        kind: Kind[Any],
+        ttl: TTL = None,
+        namespace: str | None = None,
+    ) -> Coroutine[Any, Any, None]:
+        """Return a flow that keeps values which were computed without `find_or_compute`.
+
+        Args:
+            io: How to wait.
+            items: Keys, what a ttl function is shown of the question, and values.
+            since: The `position` before they were computed; what was invalidated since is not kept.
+            cost: Seconds that each took.
+            kind: See `get_or_compute`.
+            ttl: See `get_or_compute`.
+            namespace: Whose the entries are; the cache's own by default.
+        """
+        whose = self.namespace if namespace is None else namespace
+        lifetime = self._policy.ttl if ttl is None else checked(ttl)
+        kept = [
+            (key, Terms(kind, whose, self._policy, lifetime, query), value)
+            for key, query, value in items
+        ]
+        return bulk.keep_computed(io, self._open_store(), kept, since, cost)
 
     def invalidate(
         self,

@@ -20,9 +20,10 @@ from ragaccel.cache.values import check_plain
 from ragaccel.fingerprint import class_name, fingerprint, visible
 from ragaccel.io import run
 from ragaccel.langchain.vector_store import CompressedVectorStore
-from ragaccel.reuse import answers, is_serving, serve
+from ragaccel.reuse import answers, serve
+from ragaccel.seam import Options, is_serving
 from ragaccel.telemetry import attributes
-from ragaccel.transparent import Options, plain_class, state_of, wrap
+from ragaccel.transparent import plain_class, state_of, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,9 +98,8 @@ class _Retriever(_Base):
         with _query_stage(self, run_manager) as span:
             documents = run(
                 serve(
-                    flow.SYNC, self, _DOCUMENTS, state.options.cache,
-                    _parts(self, state.options, query, kwargs), call,
-                    namespace=state.options.namespace, ttl=state.options.ttl, query=query,
+                    flow.SYNC, self, state.options, _DOCUMENTS,
+                    _parts(self, state.options, query, kwargs), call, query=query,
                 )
             )  # fmt: skip
             span.set({attributes.DOCUMENTS: len(documents)})
@@ -118,9 +118,8 @@ class _Retriever(_Base):
 
         with _query_stage(self, run_manager) as span:
             documents = await serve(
-                flow.ASYNC, self, _DOCUMENTS, state.options.cache,
-                _parts(self, state.options, query, kwargs), call,
-                namespace=state.options.namespace, ttl=state.options.ttl, query=query,
+                flow.ASYNC, self, state.options, _DOCUMENTS,
+                _parts(self, state.options, query, kwargs), call, query=query,
             )  # fmt: skip
             span.set({attributes.DOCUMENTS: len(documents)})
         return documents

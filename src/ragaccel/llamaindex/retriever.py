@@ -20,9 +20,10 @@ from ragaccel.io import run
 from ragaccel.llamaindex.events import embed_stages
 from ragaccel.llamaindex.nodes import PackedNode, pack_node, unpack_node
 from ragaccel.llamaindex.vector_store import CompressedVectorStore
-from ragaccel.reuse import answers, is_serving, serve
+from ragaccel.reuse import answers, serve
+from ragaccel.seam import Options, is_serving
 from ragaccel.telemetry import attributes
-from ragaccel.transparent import Options, plain_class, state_of, wrap
+from ragaccel.transparent import plain_class, state_of, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,8 +113,7 @@ class _Retriever(_Base):
         with telemetry.stage("query", {attributes.COMPONENT: type(self).__name__}) as span:
             retrieved = run(
                 serve(
-                    flow.SYNC, self, _SYNC_NODES, state.options.cache, asked, call,
-                    namespace=state.options.namespace, ttl=state.options.ttl,
+                    flow.SYNC, self, state.options, _SYNC_NODES, asked, call,
                     query=query_bundle.query_str,
                 )
             )  # fmt: skip
@@ -134,9 +134,8 @@ class _Retriever(_Base):
 
         with telemetry.stage("query", {attributes.COMPONENT: type(self).__name__}) as span:
             retrieved = await serve(
-                flow.ASYNC, self, _ASYNC_NODES, state.options.cache, asked, call,
-                namespace=state.options.namespace, ttl=state.options.ttl,
-                query=query_bundle.query_str,
+                flow.ASYNC, self, state.options, _ASYNC_NODES, asked, call,
+                    query=query_bundle.query_str,
             )  # fmt: skip
             span.set({attributes.DOCUMENTS: len(retrieved.nodes)})
         return retrieved.nodes

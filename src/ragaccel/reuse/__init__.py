@@ -1,6 +1,6 @@
 """Reuse of earlier results that is right by construction."""
 
 from ragaccel.reuse.freshness import Answer, answers
-from ragaccel.reuse.serve import is_serving, serve
+from ragaccel.reuse.serve import serve
 
-__all__ = ["Answer", "answers", "is_serving", "serve"]
+__all__ = ["Answer", "answers", "serve"]

@@ -1,0 +1,196 @@
+"""One call through a wrapped component: find its answer, or make it once and keep it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from ragaccel import telemetry
+from ragaccel.cache import MISSING, Uncacheable, digest
+from ragaccel.telemetry import attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from typing_extensions import Self
+
+    from ragaccel.cache import Digest, Kind, MultiLevelCache
+    from ragaccel.cache.flow import IO
+    from ragaccel.cache.ledger import Position
+    from ragaccel.cache.ttl import TTL
+
+T = TypeVar("T")
+
+_serving: ContextVar[frozenset[int]] = ContextVar("ragaccel_serving", default=frozenset())
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `accelerate` was asked for.
+
+    Attributes:
+        cache: Where results are kept; None traces only.
+        namespace: The tenant; None for the cache's own.
+        ttl: Lifetime of an entry, or a function of query and result that gives it; None for the
+            cache's own.
+        identity: The user's name for what decides the answers and cannot be seen from outside.
+        cache_sampled: Whether answers of a model that samples are kept.
+        precision: How exactly embeddings are kept.
+    """
+
+    cache: MultiLevelCache | None = None
+    namespace: str | None = None
+    ttl: TTL = None
+    identity: str | None = None
+    cache_sampled: bool = False
+    precision: Literal["float32", "float16"] = "float32"
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def key(self, kind: str, parts: Callable[[], Any]) -> Digest | None:
+        """Return the key of a call, or None where there is no cache or can be no key.
+
+        Args:
+            kind: Of the stored value.
+            parts: Gives everything that decides the answer; raises `Uncacheable` if it cannot.
+        """
+        if self.cache is None:
+            return None
+        with telemetry.stage("preprocess") as span:
+            try:
+                whose = self.cache.namespace if self.namespace is None else self.namespace
+                return digest(whose, kind, parts())
+            except Uncacheable as reason:
+                self.cache.bypass(reason.reason)
+                span.set({attributes.CACHE_BYPASS: True})
+                return None
+
+
+def is_serving(component: object) -> bool:
+    """Tell whether this call comes from inside one that the component is serving.
+
+    The frameworks' defaults call other methods of the component.
+    """
+    return id(component) in _serving.get()
+
+
+@contextlib.contextmanager
+def serving(component: object) -> Iterator[None]:
+    """Say that calls from inside are part of one that is being served."""
+    token = _serving.set(_serving.get() | {id(component)})
+    try:
+        yield
+    finally:
+        _serving.reset(token)
+
+
+async def serve(
+    io: IO,
+    component: object,
+    options: Options,
+    kind: Kind[T],
+    parts: Callable[[], Any],
+    call: Callable[[], Awaitable[T]],
+    *,
+    query: Any,
+) -> T:
+    """Serve a call from the cache, or make it and keep the answer.
+
+    Args:
+        io: How to wait; see `ragaccel.cache.flow`.
+        component: The wrapped object.
+        options: What `accelerate` was asked for.
+        kind: How answers are stored.
+        parts: See `Options.key`.
+        call: The component's own call.
+        query: What a ttl policy is shown of the question.
+    """
+
+    async def compute() -> T:
+        with serving(component):
+            return await call()
+
+    key = options.key(kind.name, parts)
+    if key is None or options.cache is None:
+        return await compute()
+    return await options.cache.find_or_compute(
+        io, key, compute, ttl=options.ttl, kind=kind, namespace=options.namespace, query=query
+    )
+
+
+async def serve_many(
+    io: IO,
+    component: object,
+    options: Options,
+    kind: Kind[T],
+    items: Sequence[Any],
+    parts: Callable[[Any], Any],
+    call: Callable[[Sequence[Any]], Awaitable[Sequence[T]]],
+) -> list[T]:
+    """Serve a call over several items, of which only those that are not kept are sent, each once.
+
+    Args:
+        io: See `serve`.
+        component: See `serve`.
+        options: See `serve`.
+        kind: How the answer to one item is stored.
+        items: What is asked.
+        parts: Gives everything that decides the answer to an item.
+        call: The component's own call over some of the items.
+    """
+    keys = [options.key(kind.name, partial(parts, one)) for one in items]
+    cache = options.cache
+    if cache is None or None in keys:
+        with serving(component):
+            return list(await call(items))
+    known = [key for key in keys if key is not None]
+    found = dict(
+        zip(known, await cache.find_many(io, known, kind=kind, namespace=options.namespace),
+            strict=True)
+    )  # fmt: skip
+    missing = {key: item for key, item in zip(known, items, strict=True) if found[key] is MISSING}
+    if missing:
+        recording = Recording(io, options, kind)
+        with serving(component):
+            answers = await call(list(missing.values()))
+        if len(answers) != len(missing):
+            return list(await call(items))  # whatever it means, it is not ours to keep
+        made = dict(zip(missing, answers, strict=True))
+        await recording.keep(made, missing)
+        found |= made
+    return [found[key] for key in known]
+
+
+class Recording:
+    """An answer in the making that no single call gives, such as a stream.
+
+    Args:
+        io: See `serve`.
+        options: See `serve`; there is a cache.
+        kind: How answers are stored.
+    """
+
+    def __init__(self, io: IO, options: Options, kind: Kind[Any]) -> None:
+        assert options.cache is not None  # noqa: S101 - callers have one
+        self._io, self._options, self._kind, self._cache = io, options, kind, options.cache
+        self._since: Position = options.cache.position
+        self._started = time.perf_counter()
+
+    async def keep(self, answers: dict[Digest, Any], queries: dict[Digest, Any]) -> None:
+        """Keep answers by their keys, unless they were invalidated since the recording began.
+
+        Args:
+            answers: By key.
+            queries: What a ttl policy is shown of each question, by key.
+        """
+        seconds = (time.perf_counter() - self._started) / max(1, len(answers))
+        await self._cache.keep_computed(
+            self._io, [(key, queries[key], value) for key, value in answers.items()],
+            since=self._since, cost=seconds, kind=self._kind, ttl=self._options.ttl,
+            namespace=self._options.namespace,
+        )  # fmt: skip
