@@ -210,7 +210,7 @@ class OwnGeneration(ChatGeneration):
 @pytest.mark.parametrize(
     "generation",
     [
-        chat(additional_kwargs={"parsed": Parsed(answer=42)}),
+        chat(additional_kwargs={"other": Parsed(answer=42)}),
         chat(response_metadata={"at": (1, 2)}),
         chat(response_metadata={1: "integer key"}),
         chat(info={"huge": 2**70}),
@@ -218,7 +218,6 @@ class OwnGeneration(ChatGeneration):
         ChatGeneration(message=OwnMessage(content="x")),
         ChatGeneration(message=ChatMessage(content="x", role="assistant")),
         ChatGeneration(message=AIMessageChunk(content="x")),
-        ChatGenerationChunk(message=AIMessageChunk(content="x")),
         OwnGeneration(message=AIMessage(content="x")),
     ],
 )
@@ -226,6 +225,20 @@ def test_what_would_not_come_back_equal_is_passed_by(cache, generation):
     """It is counted and not stored, and the caller hears nothing of it."""
     assert kept(cache, [chat(), generation]) is None
     assert cache.stats().bypasses == {"value": 1}
+
+
+def test_a_parsed_answer_comes_back_as_a_dict(cache):
+    """LangChain's parsers of structured output take one as well."""
+    (back,) = kept(cache, [chat(additional_kwargs={"parsed": Parsed(answer=42)})])
+    assert back.message.additional_kwargs == {"parsed": {"answer": 42}}
+
+
+def test_chunks_come_back_equal(cache):
+    """Of a model whose answers are chunks."""
+    (back,) = kept(cache, [ChatGenerationChunk(message=AIMessageChunk(content="x"))])
+    assert type(back) is ChatGenerationChunk
+    assert type(back.message) is AIMessageChunk
+    assert back.message.content == "x"
 
 
 @pytest.mark.parametrize("prompt", ["lone \ud800 surrogate", "\udfff" * 20_000])
@@ -259,7 +272,7 @@ def test_entries_of_other_fields_are_misses(cache, monkeypatch):
     """What another langchain-core wrote is not served; it is replaced by the next answer."""
     ours = LLMCache(cache)
     with monkeypatch.context() as other:
-        other.setattr(module, "_SCHEMA", b"else")
+        other.setattr(module, "SCHEMA", b"else")
         ours.update("prompt", "llm", [chat()])
         assert ours.lookup("prompt", "llm")
     assert ours.lookup("prompt", "llm") is None

@@ -9,41 +9,29 @@ from __future__ import annotations
 import itertools
 import uuid
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from langchain_core.caches import BaseCache
-from langchain_core.messages import AIMessage
-from langchain_core.messages.base import TextAccessor
-from langchain_core.outputs import ChatGeneration, Generation, GenerationChunk
 
 from ragaccel.cache import MISSING, Kind, Stale, Uncacheable, digest
 from ragaccel.cache.terms import checked
-from ragaccel.cache.values import check_plain
 from ragaccel.errors import ConfigurationError, InvalidationError
+from ragaccel.langchain.generations import SCHEMA, opened, packed, said, tokens
 from ragaccel.resources import Forkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from langchain_core.outputs import Generation
+
     from ragaccel.cache import Digest, MultiLevelCache
     from ragaccel.cache.ttl import TTL
     from ragaccel.cache.values import Body
 
-T = TypeVar("T")
-
-_TEXTS: Final = (Generation, GenerationChunk)
-_CHAT: Final = len(_TEXTS)
-#: What a stored answer is made of; entries of a langchain-core with other fields are not served.
-_SCHEMA: Final = digest(
-    "", "langchain.llm", [[*cls.model_fields] for cls in (*_TEXTS, ChatGeneration, AIMessage)]
-)[:4]
 _SHORT_PROMPT: Final = 16 * 1024
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder()
-_new: Final = object.__new__
-_set: Final = object.__setattr__
-_text: Final = str.__new__
 
 
 class LLMCache(BaseCache):
@@ -169,92 +157,34 @@ def _hot_key(namespace: str, prompt: str, llm_string: str) -> Digest:
 
 
 def _pack(generations: Sequence[Generation]) -> bytes:
-    packed = [_packed(one) for one in generations]
-    check_plain(packed)
     try:
-        return _encoder.encode((_SCHEMA, packed))
+        return _encoder.encode((SCHEMA, [packed(one) for one in generations]))
     except (TypeError, ValueError, OverflowError) as error:
         raise Uncacheable("value") from error
 
 
-def _packed(generation: Generation) -> list[Any]:
-    """Return the fields of a generation, and those of its message.
-
-    The text of a chat generation is its message's, unless somebody changed it.
-    """
-    cls, fields = type(generation), dict(generation.__dict__)
-    if cls in _TEXTS:
-        return [_TEXTS.index(cls), fields]
-    message = fields.pop("message", None)
-    if cls is not ChatGeneration or type(message) is not AIMessage:
-        raise Uncacheable("value")
-    text = fields["text"]
-    fields["text"] = None if text == message.content else str(text)
-    return [_CHAT, fields, {**message.__dict__, "id": None}, message.__pydantic_extra__ or None]
-
-
 def _open(body: Body) -> tuple[list[Generation], None]:
-    schema, packed = _decoder.decode(body)
-    if schema != _SCHEMA:
+    schema, stored = _decoder.decode(body)
+    if schema != SCHEMA:
         raise Stale  # another version of langchain-core wrote it
     id_ = _ids.draw()
-    return [_opened(f"{id_}{at}", *one) for at, one in enumerate(packed)], None
+    return [_opened(f"{id_}{at}", *one) for at, one in enumerate(stored)], None
 
 
 def _opened(
-    id_: str,
-    cls: int,
-    fields: dict[str, Any],
-    message: dict[str, Any] | None = None,
-    extra: dict[str, Any] | None = None,
-) -> Generation:
-    """Return a generation made of decoded fields, as validation would leave them.
+    id_: str, cls: int, fields: dict[str, Any], message: Any = None, extra: Any = None
+) -> Any:
+    """Return a generation with an id of its own, and with a usage of zero if it has none.
 
     Without usage LangChain would make it `{"total_cost": 0}`, which its own messages refuse.
     """
-    if message is None:
-        return _made(_TEXTS[cls], fields, None)
-    message["id"] = id_
-    if message["usage_metadata"] is None:
-        message["usage_metadata"] = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-    text = fields["text"]
-    fields["text"] = _text(TextAccessor, message["content"] if text is None else text)
-    fields["message"] = _made(AIMessage, message, {} if extra is None else extra)
-    return _made(ChatGeneration, fields, None)
-
-
-def _made(cls: type[T], fields: dict[str, Any], extra: dict[str, Any] | None) -> T:
-    """Return a pydantic object without validating: what was packed had been validated."""
-    made = _new(cls)
-    _set(made, "__dict__", fields)
-    _set(made, "__pydantic_fields_set__", set(fields))
-    _set(made, "__pydantic_extra__", extra)
-    _set(made, "__pydantic_private__", None)
-    return made
-
-
-def _tokens(generations: Sequence[Generation]) -> tuple[int, int]:
-    """Return the tokens of the call, which providers repeat in each of its messages."""
-    for one in generations:
-        usage = getattr(getattr(one, "message", None), "usage_metadata", None)
-        if usage:
-            return usage.get("input_tokens", 0), usage.get("output_tokens", 0)
-    return 0, 0
-
-
-def _said(generations: Sequence[Generation]) -> list[Generation]:
-    """Return the generations that say something or call a tool."""
-    return [
-        one
-        for one in generations
-        if one.text or (isinstance(one, ChatGeneration) and _holds(one.message))
-    ]
-
-
-def _holds(message: Any) -> bool:
-    return bool(message.content or message.tool_calls or message.invalid_tool_calls)
+    if message is not None:
+        message["id"] = id_
+        if message["usage_metadata"] is None:
+            message["usage_metadata"] = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    return opened(cls, fields, message, extra)
 
 
 _ANSWER: Final[Kind[Sequence[Generation]]] = Kind(
-    "langchain.llm", _pack, _open, result=_said, tokens=_tokens
+    "langchain.llm", _pack, _open, result=said, tokens=tokens
 )

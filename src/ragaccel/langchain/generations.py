@@ -1,0 +1,109 @@
+"""Generations of language and chat models, taken apart for a cache and put together again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.base import TextAccessor
+from langchain_core.outputs import (
+    ChatGeneration,
+    ChatGenerationChunk,
+    Generation,
+    GenerationChunk,
+)
+from pydantic import BaseModel
+
+from ragaccel.cache import Uncacheable, digest
+from ragaccel.cache.values import check_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+T = TypeVar("T")
+
+_TEXTS: Final = (Generation, GenerationChunk)
+_CHATS: Final = ((ChatGeneration, AIMessage), (ChatGenerationChunk, AIMessageChunk))
+#: What is stored is made of; entries of a langchain-core with other fields are not served.
+SCHEMA: Final = digest(
+    "", "langchain.llm", [[*cls.model_fields] for cls in (*_TEXTS, *sum(_CHATS, ()))]
+)[:4]
+_new: Final = object.__new__
+_set: Final = object.__setattr__
+_text: Final = str.__new__
+
+
+def packed(generation: Generation) -> list[Any]:
+    """Return the fields of a generation, and those of its message.
+
+    The text of a chat generation is its message's, unless somebody changed it.
+
+    Raises:
+        Uncacheable: It would not come back equal: a class or a value of somebody's own.
+    """
+    cls, fields = type(generation), dict(generation.__dict__)
+    parts: list[Any]
+    if cls in _TEXTS:
+        parts = [_TEXTS.index(cls), fields]
+    else:
+        message = fields.pop("message", None)
+        if (cls, type(message)) not in _CHATS:
+            raise Uncacheable("value")
+        text = fields["text"]
+        fields["text"] = None if text == message.content else str(text)
+        its = {**message.__dict__, "id": None}
+        parsed = its["additional_kwargs"].get("parsed")
+        if isinstance(parsed, BaseModel):  # LangChain's parsers take a dict as well
+            its["additional_kwargs"] = {**its["additional_kwargs"], "parsed": parsed.model_dump()}
+        at = len(_TEXTS) + _CHATS.index((cls, type(message)))
+        parts = [at, fields, its, message.__pydantic_extra__ or None]
+    check_plain(parts)
+    return parts
+
+
+def opened(
+    cls: int,
+    fields: dict[str, Any],
+    message: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> Any:
+    """Return a generation made of what `packed` gave, as validation would leave it."""
+    if message is None:
+        return _made(_TEXTS[cls], fields, None)
+    generation, kind = _CHATS[cls - len(_TEXTS)]
+    text = fields["text"]
+    fields["text"] = _text(TextAccessor, message["content"] if text is None else text)
+    fields["message"] = _made(kind, message, {} if extra is None else extra)
+    return _made(generation, fields, None)
+
+
+def tokens(generations: Iterable[Generation]) -> tuple[int, int]:
+    """Return the tokens of the call, which providers repeat in each of its messages."""
+    for one in generations:
+        usage = getattr(getattr(one, "message", None), "usage_metadata", None)
+        if usage:
+            return usage.get("input_tokens", 0), usage.get("output_tokens", 0)
+    return 0, 0
+
+
+def said(generations: Iterable[Generation]) -> list[Generation]:
+    """Return the generations that say something or call a tool."""
+    return [
+        one
+        for one in generations
+        if one.text or (isinstance(one, ChatGeneration) and _holds(one.message))
+    ]
+
+
+def _holds(message: Any) -> bool:
+    return bool(message.content or message.tool_calls or message.invalid_tool_calls)
+
+
+def _made(cls: type[T], fields: dict[str, Any], extra: dict[str, Any] | None) -> T:
+    """Return a pydantic object without validating: what was packed had been validated."""
+    made = _new(cls)
+    _set(made, "__dict__", fields)
+    _set(made, "__pydantic_fields_set__", set(fields))
+    _set(made, "__pydantic_extra__", extra)
+    _set(made, "__pydantic_private__", None)
+    return made
