@@ -6,7 +6,7 @@ By name, so that a framework is imported only where an object of it already exis
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast
 
 from ragaccel.errors import UnsupportedComponentError
 from ragaccel.seam import Options
@@ -23,7 +23,15 @@ T = TypeVar("T")
 #: Base class of a component -> the adapter module whose `accelerated` wraps it.
 _ADAPTERS: Final = {
     "llama_index.core.base.base_retriever.BaseRetriever": "ragaccel.llamaindex.retriever",
+    "llama_index.core.base.embeddings.base.BaseEmbedding": "ragaccel.llamaindex.embedding",
+    "llama_index.core.llms.llm.LLM": "ragaccel.llamaindex.llm",
+    "llama_index.core.postprocessor.types.BaseNodePostprocessor": "ragaccel.llamaindex.reranker",
     "langchain_core.retrievers.BaseRetriever": "ragaccel.langchain.retriever",
+    "langchain_core.embeddings.embeddings.Embeddings": "ragaccel.langchain.embeddings",
+    "langchain_core.language_models.chat_models.BaseChatModel": "ragaccel.langchain.chat_model",
+    "langchain_core.language_models.llms.BaseLLM": "ragaccel.langchain.llm",
+    "langchain_core.documents.compressor.BaseDocumentCompressor": "ragaccel.langchain.reranker",
+    "langchain_core.cross_encoders.BaseCrossEncoder": "ragaccel.langchain.reranker",
 }
 
 #: Base class of something a user may try -> what to do instead.
@@ -50,6 +58,8 @@ def accelerate(
     namespace: str | None = None,
     ttl: TTL = None,
     identity: str | None = None,
+    cache_sampled: bool = False,
+    precision: Literal["float32", "float16"] = "float32",
 ) -> T:
     """Return an object of the same class that traces and, if asked to, caches.
 
@@ -62,7 +72,7 @@ def accelerate(
     only by this process unless an `identity` is given.
 
     Args:
-        obj: A LlamaIndex or LangChain retriever.
+        obj: A LlamaIndex or LangChain retriever, or a LangChain chat model.
         cache: Where results are kept; without it nothing is cached.
         namespace: The tenant whose entries these are; by default the cache's own namespace.
         ttl: Seconds (or a timedelta) to serve a result for, or a function of query and result that
@@ -72,6 +82,10 @@ def accelerate(
             it when the answers change. Its searches in a `CompressedVectorStore` are watched, so
             that its entries stay right under writes, as long as it makes them in this context: not
             in a bare thread pool of its own.
+        cache_sampled: Whether to keep answers of a language model that samples (a temperature above
+            0, or none set), so that the same question gets the same sample again.
+        precision: How exactly cached embeddings are kept; what is given out is rounded so at once,
+            the first time too.
 
     Returns:
         An instance of the object's own class.
@@ -88,7 +102,7 @@ def accelerate(
 
                 checked(ttl)
             adapter = import_module(_ADAPTERS[name])
-            options = Options(cache, namespace, ttl, identity)
+            options = Options(cache, namespace, ttl, identity, cache_sampled, precision)
             return cast("T", adapter.accelerated(obj, options))
     advice = next((_INSTEAD[name] for name in names if name in _INSTEAD), None)
     if advice is None:

@@ -15,6 +15,7 @@ from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Self
 
@@ -98,6 +99,7 @@ async def serve(
     call: Callable[[], Awaitable[T]],
     *,
     query: Any,
+    stage: str | None = None,
 ) -> T:
     """Serve a call from the cache, or make it and keep the answer.
 
@@ -109,18 +111,26 @@ async def serve(
         parts: See `Options.key`.
         call: The component's own call.
         query: What a ttl policy is shown of the question.
+        stage: The stage that the call is, unless the caller has opened one.
     """
+    called = False
 
     async def compute() -> T:
+        nonlocal called
+        called = True
         with serving(component):
             return await call()
 
-    key = options.key(kind.name, parts)
-    if key is None or options.cache is None:
-        return await compute()
-    return await options.cache.find_or_compute(
-        io, key, compute, ttl=options.ttl, kind=kind, namespace=options.namespace, query=query
-    )
+    with _stage(stage, component) as span:
+        key = options.key(kind.name, parts)
+        if key is None or options.cache is None:
+            return await compute()
+        found = await options.cache.find_or_compute(
+            io, key, compute, ttl=options.ttl, kind=kind, namespace=options.namespace, query=query
+        )
+        if stage is not None:
+            span.set({attributes.CACHE_HIT: not called})
+        return found
 
 
 async def serve_many(
@@ -131,6 +141,8 @@ async def serve_many(
     items: Sequence[Any],
     parts: Callable[[Any], Any],
     call: Callable[[Sequence[Any]], Awaitable[Sequence[T]]],
+    *,
+    stage: str,
 ) -> list[T]:
     """Serve a call over several items, of which only those that are not kept are sent, each once.
 
@@ -142,12 +154,29 @@ async def serve_many(
         items: What is asked.
         parts: Gives everything that decides the answer to an item.
         call: The component's own call over some of the items.
+        stage: The stage that the call is.
     """
+    with _stage(stage, component) as span:
+        answers, sent = await _serve_many(io, component, options, kind, items, parts, call)
+        span.set({attributes.ITEMS: len(items), attributes.SENT: sent})
+        return answers
+
+
+async def _serve_many(
+    io: IO,
+    component: object,
+    options: Options,
+    kind: Kind[T],
+    items: Sequence[Any],
+    parts: Callable[[Any], Any],
+    call: Callable[[Sequence[Any]], Awaitable[Sequence[T]]],
+) -> tuple[list[T], int]:
+    """Return the answers, and for how many items the component was called."""
     keys = [options.key(kind.name, partial(parts, one)) for one in items]
     cache = options.cache
     if cache is None or None in keys:
         with serving(component):
-            return list(await call(items))
+            return list(await call(items)), len(items)
     known = [key for key in keys if key is not None]
     found = dict(
         zip(known, await cache.find_many(io, known, kind=kind, namespace=options.namespace),
@@ -159,11 +188,17 @@ async def serve_many(
         with serving(component):
             answers = await call(list(missing.values()))
         if len(answers) != len(missing):
-            return list(await call(items))  # whatever it means, it is not ours to keep
+            return list(await call(items)), len(items)  # whatever it means, it is not ours to keep
         made = dict(zip(missing, answers, strict=True))
         await recording.keep(made, missing)
         found |= made
-    return [found[key] for key in known]
+    return [found[key] for key in known], len(missing)
+
+
+def _stage(name: str | None, component: object) -> AbstractContextManager[telemetry.Stage]:
+    if name is None:
+        return contextlib.nullcontext(telemetry.OFF)
+    return telemetry.stage(name, {attributes.COMPONENT: type(component).__name__})
 
 
 class Recording:

@@ -62,7 +62,7 @@ def wrap(obj: T, mixin: type, options: Options, identity: Callable[[], object]) 
             name = plain_class(type(obj)).__name__
             raise ConfigurationError(
                 f"{name} has settings that ragaccel cannot see, so two of them could share cached "
-                "answers; name what decides its answers: accelerate(retriever, cache=cache, "
+                "answers; name what decides its answers: accelerate(…, cache=cache, "
                 'identity="...").'
             ) from error
     return _wrap(obj, mixin, options)
@@ -73,6 +73,9 @@ def _wrap(obj: T, mixin: type, options: Options) -> T:
     base = plain_class(type(obj))
     clone = _clone(obj, _transparent_class(base, mixin))
     clone.__dict__[_STATE] = state
+    finish = getattr(mixin, "finish_clone", None)
+    if finish is not None:
+        finish(clone)
     return cast("T", clone)
 
 
@@ -85,6 +88,22 @@ def unwrap(obj: T) -> T:
 def state_of(obj: object) -> State | None:
     """Return the state of a transparent object, or None."""
     return getattr(obj, "__dict__", {}).get(_STATE)
+
+
+def options_of(obj: object) -> Options:
+    """Return what `accelerate` was asked for, for this object."""
+    state = state_of(obj)
+    return Options() if state is None else state.options
+
+
+def keep_defaults(made: Any, base: Any, root: Any, *names: str) -> None:
+    """Let a transparent class keep those methods that its base has from its framework's root.
+
+    Frameworks ask whether a class has methods of its own, and their defaults call the others.
+    """
+    for name in names:
+        if getattr(base, name) is getattr(root, name):
+            setattr(made, name, getattr(root, name))
 
 
 def plain_class(cls: type) -> type:

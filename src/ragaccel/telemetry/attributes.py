@@ -21,6 +21,8 @@ CACHE_COALESCED: Final = "ragaccel.cache.coalesced"
 CACHE_LEVEL: Final = "ragaccel.cache.level"
 CACHE_BYPASS: Final = "ragaccel.cache.bypass"
 CACHE_AGE: Final = "ragaccel.cache.age"
+ITEMS: Final = "ragaccel.items.count"
+SENT: Final = "ragaccel.items.sent"
 DOCUMENTS: Final = "ragaccel.documents.count"
 CANDIDATES: Final = "ragaccel.search.candidates"
 QUERIES: Final = "ragaccel.search.queries"
@@ -36,4 +38,6 @@ OF_STAGE: Final[dict[str, dict[str, str]]] = {
     "retrieve": {SPAN_KIND: "RETRIEVER", OPERATION: "retrieval"},
     "search": {SPAN_KIND: "CHAIN"},
     "ingest": {SPAN_KIND: "CHAIN"},
+    "generate": {SPAN_KIND: "LLM", OPERATION: "chat"},
+    "rerank": {SPAN_KIND: "RERANKER"},
 }

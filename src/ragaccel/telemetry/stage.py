@@ -93,7 +93,7 @@ class _On:
         self._span.end()
 
 
-_OFF = _Off()
+OFF: Stage = _Off()
 
 
 def recording() -> bool:
@@ -116,7 +116,7 @@ def stage(name: str, values: Attributes = _NO_ATTRIBUTES, *, parent: Span | None
         A context manager. Without a tracer provider, or inside a request that is not sampled, it is
         a shared no-op.
     """
-    return _On(name, values, parent) if recording() else _OFF
+    return _On(name, values, parent) if recording() else OFF
 
 
 def past_stage(name: str, start_ns: int, end_ns: int, values: Attributes = _NO_ATTRIBUTES) -> None:

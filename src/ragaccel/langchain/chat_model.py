@@ -1,0 +1,336 @@
+"""LangChain chat models, wrapped at `_generate`, `_stream` and their async twins.
+
+Callbacks, message ids, tools and structured output lie above that seam and happen on a hit as on a
+miss. `invoke`, `stream`, `batch` and their twins share one entry.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+from langchain_core.language_models.chat_models import BaseChatModel, generate_from_stream
+from langchain_core.messages import AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+
+from ragaccel.cache import MISSING, Kind, Stale, Uncacheable, flow
+from ragaccel.io import run
+from ragaccel.langchain import limiter
+from ragaccel.langchain.calls import canonical, check_sampling, identity, takes, warn_of_sampling
+from ragaccel.langchain.generations import SCHEMA, opened, packed, said, tokens
+from ragaccel.seam import Recording, serve
+from ragaccel.telemetry import attributes
+from ragaccel.telemetry.stage import past_stage
+from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from langchain_core.messages import BaseMessage
+    from langchain_core.outputs import ChatGeneration
+
+    from ragaccel.cache import Digest
+    from ragaccel.cache.values import Body
+    from ragaccel.seam import Options
+
+    _Base = BaseChatModel
+else:
+    _Base = object
+
+#: Arguments that decide how an answer is brought, not what it is.
+_HOW: Final = frozenset(("stream", "stream_usage"))
+_CACHED: Final = {"ragaccel_cached": True}
+_encoder: Final = msgspec.msgpack.Encoder()
+
+
+class _Stored(msgspec.Struct, array_like=True, frozen=True):
+    """An answer that was given whole, or in chunks."""
+
+    schema: bytes
+    generations: list[list[Any]]
+    output: dict[str, Any] | None
+    is_stream: bool
+
+
+class _Reply(NamedTuple):
+    """What a model said.
+
+    Attributes:
+        result: As a whole; None if it came in chunks.
+        chunks: In chunks.
+        recorded: The chunks, taken apart when they came: LangChain changes them afterwards.
+    """
+
+    result: ChatResult | None
+    chunks: Sequence[ChatGenerationChunk] = ()
+    recorded: Sequence[msgspec.Raw] = ()
+
+    @property
+    def generations(self) -> Sequence[ChatGeneration]:
+        return self.chunks if self.result is None else self.result.generations
+
+    def whole(self) -> ChatResult:
+        """Return the answer as `_generate` gives it."""
+        return generate_from_stream(iter(self.chunks)) if self.result is None else self.result
+
+    def stream(self) -> Sequence[ChatGenerationChunk]:
+        """Return the answer as `_stream` gives it."""
+        if self.result is None:
+            return self.chunks
+        return [_as_chunk(one, self.result.llm_output) for one in self.result.generations[:1]]
+
+
+def _pack(reply: _Reply) -> bytes:
+    result = reply.result
+    try:
+        if result is None:
+            return _encoder.encode((SCHEMA, reply.recorded, None, True))
+        generations = [packed(one) for one in result.generations]
+        return _encoder.encode((SCHEMA, generations, result.llm_output, False))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Uncacheable("value") from error
+
+
+def _open(body: Body) -> tuple[_Reply, None]:
+    stored = _decoder.decode(body)
+    if stored.schema != SCHEMA:
+        raise Stale  # another version of langchain-core wrote it
+    generations = [opened(*one) for one in stored.generations]
+    for one in generations if not stored.is_stream else generations[-1:]:
+        one.message.response_metadata |= _CACHED
+    for one in generations:
+        if one.message.usage_metadata is not None:  # as LangChain marks what costs nothing again
+            one.message.usage_metadata["total_cost"] = 0
+    if stored.is_stream:
+        return _Reply(None, generations), None
+    return _Reply(ChatResult(generations=generations, llm_output=stored.output)), None
+
+
+_decoder: Final = msgspec.msgpack.Decoder(_Stored)
+_REPLY: Final[Kind[_Reply]] = Kind(
+    "langchain.chat",
+    _pack,
+    _open,
+    result=lambda reply: said(reply.generations),
+    tokens=lambda reply: tokens(reversed(reply.generations)),
+)
+
+
+class _Chat(_Base):
+    """The seam: everything else of the model is its own."""
+
+    @classmethod
+    def finish_class(cls, made: Any, base: Any) -> None:
+        """Keep what LangChain tells by identity: whether a model streams, and how."""
+        keep_defaults(made, base, BaseChatModel, "_agenerate", "_stream", "_astream")
+        for name in ("_stream_chat_model_events", "_astream_chat_model_events"):
+            if getattr(base, name, None) is not None:
+                setattr(made, name, None)  # LangChain drives `_stream` instead
+
+    @classmethod
+    def finish_clone(cls, clone: Any) -> None:
+        """Let the rate limiter wait for calls only."""
+        clone.__dict__["rate_limiter"] = limiter.only_on_misses(clone.rate_limiter)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        given = _given(self, "_generate", run_manager)
+        call = super()._generate  # type: ignore[safe-super]
+
+        async def compute() -> _Reply:
+            limiter.wait(self.rate_limiter)
+            return _Reply(call(messages, stop=stop, **given, **kwargs))
+
+        options = options_of(self)
+        asked = functools.partial(_parts, self, options, messages, stop, kwargs)
+        return run(
+            serve(
+                flow.SYNC, self, options, _REPLY, asked, compute, query=messages, stage="generate"
+            )
+        ).whole()  # fmt: skip
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        given = _given(self, "_agenerate", run_manager)
+        call = super()._agenerate
+
+        async def compute() -> _Reply:
+            await limiter.await_(self.rate_limiter)
+            return _Reply(await call(messages, stop=stop, **given, **kwargs))
+
+        options = options_of(self)
+        asked = functools.partial(_parts, self, options, messages, stop, kwargs)
+        reply = await serve(
+            flow.ASYNC, self, options, _REPLY, asked, compute, query=messages, stage="generate"
+        )
+        return reply.whole()
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        options, given = options_of(self), _given(self, "_stream", run_manager)
+        tape = _Tape(
+            self, options, functools.partial(_parts, self, options, messages, stop, kwargs)
+        )
+        found = run(tape.find(flow.SYNC))
+        if found is not None:
+            for chunk in found.stream():
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+            return
+        limiter.wait(self.rate_limiter)
+        for chunk in super()._stream(messages, stop=stop, **given, **kwargs):
+            tape.record(chunk)
+            yield chunk
+        run(tape.keep(messages))
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        options, given = options_of(self), _given(self, "_astream", run_manager)
+        tape = _Tape(
+            self, options, functools.partial(_parts, self, options, messages, stop, kwargs)
+        )
+        found = await tape.find(flow.ASYNC)
+        if found is not None:
+            for chunk in found.stream():
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+            return
+        await limiter.await_(self.rate_limiter)
+        async for chunk in super()._astream(messages, stop=stop, **given, **kwargs):
+            tape.record(chunk)
+            yield chunk
+        await tape.keep(messages)
+
+
+class _Tape:
+    """A stream that is served from the cache, or recorded while it is passed on.
+
+    Only a stream that came to its end is kept.
+    """
+
+    def __init__(self, model: Any, options: Options, parts: Callable[[], Any]) -> None:
+        self._options, self._model = options, model
+        self._key: Digest | None = options.key(_REPLY.name, parts)
+        self._chunks: list[msgspec.Raw] | None = []
+        self._recording: Recording | None = None
+        self._started = time.time_ns()
+
+    async def find(self, io: flow.IO) -> _Reply | None:
+        """Return what is kept, or begin to record."""
+        cache = self._options.cache
+        if self._key is None or cache is None:
+            return None
+        whose = self._options.namespace
+        found = (await cache.find_many(io, [self._key], kind=_REPLY, namespace=whose))[0]
+        if found is MISSING:
+            self._recording = Recording(io, self._options, _REPLY)
+            return None
+        self._tell(is_hit=True)
+        reply: _Reply = found
+        return reply
+
+    def record(self, chunk: ChatGenerationChunk) -> None:
+        """Keep a copy of a chunk as it is now."""
+        if self._recording is None or self._chunks is None:
+            return
+        try:
+            self._chunks.append(msgspec.Raw(_encoder.encode(packed(chunk))))
+        except (Uncacheable, TypeError, ValueError, OverflowError):
+            self._chunks = None
+
+    async def keep(self, query: Any) -> None:
+        """Keep the whole stream."""
+        self._tell(is_hit=False)
+        if self._recording is None or self._key is None:
+            return
+        if self._chunks is None:
+            if self._options.cache is not None:
+                self._options.cache.bypass("value")
+            return
+        chunks = [opened(*msgspec.msgpack.decode(one)) for one in self._chunks]
+        reply = _Reply(None, chunks, self._chunks)
+        await self._recording.keep({self._key: reply}, {self._key: query})
+
+    def _tell(self, *, is_hit: bool) -> None:
+        """Record the stage when it is over: it must not be current while others have the turn."""
+        about: dict[str, Any] = {
+            attributes.COMPONENT: type(self._model).__name__,
+            attributes.CACHE_HIT: is_hit,
+        }
+        past_stage("generate", self._started, time.time_ns(), about)
+
+
+def accelerated(model: BaseChatModel, options: Options) -> BaseChatModel:
+    """Return the model wrapped; see `ragaccel.accelerate`."""
+    warn_of_sampling(model, options)
+    return wrap(model, _Chat, options, lambda: identity(model, options))
+
+
+def _given(model: Any, name: str, run_manager: Any) -> dict[str, Any]:
+    """Return the run manager for models that take one."""
+    method = getattr(plain_class(type(model)), name)
+    return {"run_manager": run_manager} if takes(method, "run_manager") else {}
+
+
+def _parts(
+    model: Any,
+    options: Options,
+    messages: list[BaseMessage],
+    stop: list[str] | None,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Return everything an answer depends on."""
+    check_sampling(model, options, kwargs)
+    asked = {name: canonical(value) for name, value in kwargs.items() if name not in _HOW}
+    return identity(model, options), [canonical(one) for one in messages], stop, asked
+
+
+def _as_chunk(generation: ChatGeneration, output: dict[str, Any] | None) -> ChatGenerationChunk:
+    """Return a whole answer as the one chunk of a stream."""
+    message: Any = generation.message
+    calls: list[Any] = [
+        {
+            "name": one["name"],
+            "args": one["args"] if isinstance(one["args"], str) else json.dumps(one["args"]),
+            "id": one["id"],
+            "index": at,
+            "type": "tool_call_chunk",
+        }
+        for at, one in enumerate([*message.tool_calls, *message.invalid_tool_calls])
+    ]
+    told = {key: value for key, value in (output or {}).items() if key != "token_usage"}
+    chunk = AIMessageChunk(
+        content=message.content,
+        additional_kwargs=message.additional_kwargs,
+        response_metadata=message.response_metadata,
+        name=message.name,
+        tool_call_chunks=calls,
+        usage_metadata=message.usage_metadata,
+    )
+    about = {**told, **(generation.generation_info or {})}
+    return ChatGenerationChunk(message=chunk, generation_info=about or None)
