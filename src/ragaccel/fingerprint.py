@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
+from types import FunctionType
 from typing import Any, Final
 
 from ragaccel.cache import Uncacheable, digest
@@ -31,17 +33,17 @@ def fingerprint(component: object) -> tuple[str, bytes]:
     """
     try:
         return class_name(type(component)), bytes(digest("", "config", _settings(component)))
-    except Uncacheable as error:
+    except (Uncacheable, RecursionError) as error:
         raise Uncacheable("component") from error
 
 
 def visible(component: object) -> dict[str, bytes]:
     """Return digests of those settings that have a canonical form, by name."""
     found = {}
-    for name, value in _settings(component).items():
+    for name, value in _raw_settings(component).items():
         try:
-            found[name] = bytes(digest("", "setting", value))
-        except Uncacheable:
+            found[name] = bytes(digest("", "setting", _canonical(value)))
+        except (Uncacheable, RecursionError):
             continue
     return found
 
@@ -52,6 +54,10 @@ def class_name(cls: type) -> str:
 
 
 def _settings(component: object) -> dict[str, Any]:
+    return {name: _canonical(value) for name, value in _raw_settings(component).items()}
+
+
+def _raw_settings(component: object) -> dict[str, Any]:
     fields = getattr(type(component), "__pydantic_fields__", None)
     if fields is not None:
         names = [name for name, field in fields.items() if field.exclude is not True]
@@ -62,3 +68,30 @@ def _settings(component: object) -> dict[str, Any]:
         for name in names
         if name not in _HOW and not _SECRET.search(name)
     }
+
+
+def _canonical(value: Any) -> Any:
+    """Return a setting as parts of a key: of a component within, its own class and settings."""
+    if isinstance(value, dict):
+        return {key: _canonical(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(one) for one in value]
+    if isinstance(value, Enum):
+        return class_name(type(value)), value.value
+    if hasattr(type(value), "__pydantic_fields__"):
+        return class_name(type(value)), _settings(value)
+    if isinstance(value, FunctionType):
+        return function_name(value)
+    return value
+
+
+def function_name(function: Any) -> str:
+    """Return the full name of a function, which tells it apart from others.
+
+    Raises:
+        Uncacheable: It has none: it is a lambda, made within another function, or a bound method.
+    """
+    name = getattr(function, "__qualname__", "<")
+    if "<" in name or getattr(function, "__self__", None) is not None:
+        raise Uncacheable("component")
+    return f"{function.__module__}.{name}"

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
 
-from ragaccel.cache import Uncacheable
-from ragaccel.errors import RagaccelWarning
 from ragaccel.fingerprint import class_name, fingerprint, visible
+from ragaccel.sampling import check_sampling, warn_of_sampling
 from ragaccel.transparent import plain_class
 
 if TYPE_CHECKING:
     from ragaccel.seam import Options
 
+__all__ = ["canonical", "check_sampling", "identity", "takes", "warn_of_sampling"]
+
 #: What a message carries besides what it says.
 _ASIDE: Final = frozenset(("id", "usage_metadata", "response_metadata"))
-_MISSING: Final = object()
 
 
 def identity(component: Any, options: Options) -> Any:
@@ -49,33 +48,6 @@ def canonical(part: Any) -> Any:
     if isinstance(part, type) and issubclass(part, BaseModel):
         return class_name(part), part.model_json_schema()
     return part  # a scalar, or something that no key can be made of
-
-
-def check_sampling(model: Any, options: Options, kwargs: dict[str, Any]) -> None:
-    """Refuse to keep a sample, unless the user wants the same one again.
-
-    Raises:
-        Uncacheable: The model samples.
-    """
-    if not options.cache_sampled and _samples(kwargs.get("temperature", _MISSING), model):
-        raise Uncacheable("sampled")
-
-
-def warn_of_sampling(model: Any, options: Options) -> None:
-    """Say that answers will not be kept, where that is so."""
-    if options.cache is not None and not options.cache_sampled and _samples(_MISSING, model):
-        warnings.warn(
-            f"{type(model).__name__} samples (temperature={model.temperature}), so its answers are "
-            "not kept; set temperature=0, or pass cache_sampled=True to get the same sample again.",
-            RagaccelWarning,
-            stacklevel=4,
-        )
-
-
-def _samples(asked: Any, model: Any) -> bool:
-    """Tell whether a temperature above 0 is set, or none, so that the provider's own holds."""
-    temperature = getattr(model, "temperature", _MISSING) if asked is _MISSING else asked
-    return temperature is not _MISSING and temperature != 0
 
 
 @functools.cache
