@@ -20,34 +20,29 @@ __all__ = ["accelerate", "unwrap"]
 
 T = TypeVar("T")
 
-#: Base class of a component -> the adapter module whose `accelerated` wraps it.
-_ADAPTERS: Final = {
-    "llama_index.core.base.base_retriever.BaseRetriever": "ragaccel.llamaindex.retriever",
-    "llama_index.core.base.embeddings.base.BaseEmbedding": "ragaccel.llamaindex.embedding",
-    "llama_index.core.llms.llm.LLM": "ragaccel.llamaindex.llm",
-    "llama_index.core.postprocessor.types.BaseNodePostprocessor": "ragaccel.llamaindex.reranker",
-    "langchain_core.retrievers.BaseRetriever": "ragaccel.langchain.retriever",
-    "langchain_core.embeddings.embeddings.Embeddings": "ragaccel.langchain.embeddings",
-    "langchain_core.language_models.chat_models.BaseChatModel": "ragaccel.langchain.chat_model",
-    "langchain_core.language_models.llms.BaseLLM": "ragaccel.langchain.llm",
-    "langchain_core.documents.compressor.BaseDocumentCompressor": "ragaccel.langchain.reranker",
-    "langchain_core.cross_encoders.BaseCrossEncoder": "ragaccel.langchain.reranker",
+#: Where a framework's base classes live -> the module whose `accelerated` wraps its objects.
+_FRAMEWORKS: Final = {
+    "llama_index.core.": "ragaccel.llamaindex.engine",
+    "langchain_core.": "ragaccel.langchain.chain",
 }
 
 #: Base class of something a user may try -> what to do instead.
 _INSTEAD: Final = {
-    "llama_index.core.indices.base.BaseIndex": "wrap index.as_retriever()",
-    "llama_index.core.base.base_query_engine.BaseQueryEngine": (
-        "wrap its retriever and build it with RetrieverQueryEngine.from_args(retriever)"
-    ),
     "llama_index.core.vector_stores.types.BasePydanticVectorStore": (
         "wrap the retriever above it, or swap it for ragaccel.llamaindex.CompressedVectorStore"
+    ),
+    "llama_index.core.response_synthesizers.base.BaseSynthesizer": (
+        "wrap the LLM that it is built with, or the query engine around it"
     ),
     "langchain_core.vectorstores.base.VectorStore": (
         "wrap store.as_retriever(), or swap it for ragaccel.langchain.CompressedVectorStore"
     ),
-    "langchain_core.runnables.base.Runnable": "wrap the retriever inside and build it again",
 }
+
+_WHAT_CAN: Final = (
+    "pass a retriever, embedding model, reranker or language model of LlamaIndex or LangChain, or "
+    "an engine, index or chain that holds some"
+)
 
 
 def accelerate(
@@ -72,7 +67,9 @@ def accelerate(
     only by this process unless an `identity` is given.
 
     Args:
-        obj: A LlamaIndex or LangChain retriever, or a LangChain chat model.
+        obj: A retriever, embedding model, reranker or language model of LlamaIndex or LangChain; or
+            what holds such: a query or chat engine, an index, a chain, a retriever around others.
+            Then the parts are wrapped, and named `identity/part` where there is an `identity`.
         cache: Where results are kept; without it nothing is cached.
         namespace: The tenant whose entries these are; by default the cache's own namespace.
         ttl: Seconds (or a timedelta) to serve a result for, or a function of query and result that
@@ -95,16 +92,18 @@ def accelerate(
         ConfigurationError: It cannot be told apart from others of its class; give an `identity`.
     """
     names = [f"{base.__module__}.{base.__qualname__}" for base in type(obj).__mro__]
-    for name in names:
-        if name in _ADAPTERS:
-            if ttl is not None:
-                from ragaccel.cache.terms import checked
-
-                checked(ttl)
-            adapter = import_module(_ADAPTERS[name])
-            options = Options(cache, namespace, ttl, identity, cache_sampled, precision)
-            return cast("T", adapter.accelerated(obj, options))
+    home = next(
+        (home for name in names for start, home in _FRAMEWORKS.items() if name.startswith(start)),
+        None,
+    )
     advice = next((_INSTEAD[name] for name in names if name in _INSTEAD), None)
-    if advice is None:
-        advice = "pass a LlamaIndex or LangChain retriever"
-    raise UnsupportedComponentError(f"{type(obj).__name__} cannot be wrapped; {advice}.")
+    if home is None or advice is not None:
+        raise UnsupportedComponentError(
+            f"{type(obj).__name__} cannot be wrapped; {advice or _WHAT_CAN}."
+        )
+    if ttl is not None:
+        from ragaccel.cache.terms import checked
+
+        checked(ttl)
+    options = Options(cache, namespace, ttl, identity, cache_sampled, precision)
+    return cast("T", import_module(home).accelerated(obj, options))

@@ -1,0 +1,89 @@
+"""What `accelerate` does with a LangChain object: it is wrapped, or what it holds is.
+
+Chains are built again around their wrapped parts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_core.runnables import Runnable
+from pydantic import BaseModel
+
+from ragaccel.errors import UnsupportedComponentError
+from ragaccel.fingerprint import class_name
+from ragaccel.langchain.pieces import adapter_of, of_part
+from ragaccel.transparent import plain_class, unwrap, wrap
+
+if TYPE_CHECKING:
+    from ragaccel.seam import Options
+
+#: Retrievers that add nothing to what they ask, so that it is their parts that are wrapped.
+_RETRIEVERS: Final = frozenset(
+    f"langchain_classic.retrievers.{name}"
+    for name in (
+        "contextual_compression.ContextualCompressionRetriever",
+        "ensemble.EnsembleRetriever",
+        "merger_retriever.MergerRetriever",
+        "multi_query.MultiQueryRetriever",
+    )
+)
+
+
+class _Chain:
+    """A chain does what it did: only its parts are others."""
+
+
+def accelerated(obj: Any, options: Options) -> Any:
+    """Return the object wrapped, or built again around its wrapped parts; see `accelerate`.
+
+    Prompts, parsers, functions and tools are taken over as they are.
+
+    Raises:
+        UnsupportedComponentError: It is nothing that can be wrapped, and holds nothing such.
+    """
+    made = _wrapped(obj, options)
+    if made is obj:
+        raise UnsupportedComponentError(
+            f"{type(obj).__name__} cannot be wrapped, and holds nothing that can, or hides it in a "
+            "function; wrap the model, retriever, embeddings or reranker that it is built with."
+        )
+    return made
+
+
+def _wrapped(part: Any, options: Options) -> Any:
+    """Return a part wrapped, or as it is where nothing in it can be."""
+    plain = unwrap(part)
+    adapter = adapter_of(plain)
+    if adapter is not None and class_name(plain_class(type(plain))) not in _RETRIEVERS:
+        return adapter(plain, options)
+    if isinstance(plain, Runnable) and isinstance(plain, BaseModel):
+        made = _rebuilt(plain, options)
+        return part if made is plain else made
+    return part
+
+
+def _rebuilt(whole: BaseModel, options: Options) -> Any:
+    """Return a copy of an object with its parts wrapped, or the object if there are none."""
+    parts = {
+        name: _within(value, of_part(options, name))
+        for name, value in whole.__dict__.items()
+        if name in type(whole).model_fields
+    }
+    changed = {name: value for name, value in parts.items() if value is not whole.__dict__[name]}
+    if not changed:
+        return whole
+    made = wrap(whole, _Chain, options, lambda: None)
+    made.__dict__.update(changed)
+    return made
+
+
+def _within(value: Any, options: Options) -> Any:
+    """Return a field's value with the parts in it wrapped; the same object if there are none."""
+    if isinstance(value, dict):
+        made: Any = {key: _within(one, of_part(options, str(key))) for key, one in value.items()}
+        return made if any(made[key] is not value[key] for key in value) else value
+    if type(value) in (list, tuple):
+        made = type(value)(_within(one, of_part(options, str(at))) for at, one in enumerate(value))
+        return made if any(new is not old for new, old in zip(made, value, strict=True)) else value
+    return _wrapped(value, options)
