@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from functools import lru_cache
 from types import FunctionType
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ _HOW: Final = frozenset(
         "show_progress", "show_progress_bar", "tags", "timeout", "verbose",
     )
 )  # fmt: skip
+_SCALARS: Final = frozenset((str, int, float, bool, type(None)))
 _SECRET: Final = re.compile(
     r"(^|_)(api_?key|key|secret|password|token|credentials?|auth\w*|headers?)$", re.IGNORECASE
 )
@@ -54,20 +56,32 @@ def class_name(cls: type) -> str:
 
 
 def _settings(component: object) -> dict[str, Any]:
-    return {name: _canonical(value) for name, value in _raw_settings(component).items()}
+    return {
+        name: value if type(value) in _SCALARS else _canonical(value)
+        for name, value in _raw_settings(component).items()
+    }
 
 
 def _raw_settings(component: object) -> dict[str, Any]:
-    fields = getattr(type(component), "__pydantic_fields__", None)
-    if fields is not None:
-        names = [name for name, field in fields.items() if field.exclude is not True]
-    else:
-        names = list(getattr(component, "__dict__", ()))
-    return {
-        name: getattr(component, name)
-        for name in names
-        if name not in _HOW and not _SECRET.search(name)
-    }
+    names = _fields(type(component))  # type: ignore[arg-type] - classes are hashable
+    if names is None:
+        names = _told(tuple(getattr(component, "__dict__", ())))
+    return {name: getattr(component, name) for name in names}
+
+
+@lru_cache(maxsize=1024)
+def _fields(cls: type) -> tuple[str, ...] | None:
+    """Return the names of a pydantic class's settings, or None for another class."""
+    fields = getattr(cls, "__pydantic_fields__", None)
+    if fields is None:
+        return None
+    return _told(tuple(name for name, field in fields.items() if field.exclude is not True))
+
+
+@lru_cache(maxsize=1024)
+def _told(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those names that decide what is answered, and are no secrets."""
+    return tuple(name for name in names if name not in _HOW and not _SECRET.search(name))
 
 
 def _canonical(value: Any) -> Any:

@@ -41,8 +41,12 @@ def canonical(part: Any) -> Any:
     if isinstance(part, (list, tuple)):
         return [canonical(one) for one in part]
     if isinstance(part, BaseMessage):
-        fields = {name: value for name, value in part.__dict__.items() if name not in _ASIDE}
-        return class_name(type(part)), canonical(fields), canonical(part.__pydantic_extra__)
+        fields = {
+            name: value if type(value) is str else canonical(value)
+            for name, value in part.__dict__.items()
+            if name not in _ASIDE
+        }
+        return class_name(type(part)), fields, canonical(part.__pydantic_extra__)
     if isinstance(part, BaseModel):
         return class_name(type(part)), canonical(part.model_dump())
     if isinstance(part, type) and issubclass(part, BaseModel):

@@ -7,6 +7,7 @@ miss. `invoke`, `stream`, `batch` and their twins share one entry.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -225,6 +226,11 @@ class _Chat(_Base):
             tape.record(chunk)
             yield chunk
         await tape.keep(messages)
+
+
+# LangChain asks for it at every call, and working it out takes as long as finding the answer.
+_Chat._generate.__signature__ = inspect.signature(_Chat._generate)  # type: ignore[attr-defined]
+_Chat._agenerate.__signature__ = inspect.signature(_Chat._agenerate)  # type: ignore[attr-defined]
 
 
 class _Tape:

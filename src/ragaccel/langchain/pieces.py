@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor
@@ -33,8 +33,8 @@ def adapter_of(obj: object) -> Callable[[Any, Options], Any] | None:
     name = next((name for base, name in _ADAPTERS.items() if isinstance(obj, base)), None)
     if name is None:
         return None
-    adapter: Callable[[Any, Options], Any] = import_module(f"ragaccel.langchain.{name}").accelerated
-    return adapter
+    adapter = import_module(f"ragaccel.langchain.{name}").accelerated
+    return cast("Callable[[Any, Options], Any]", adapter)
 
 
 def of_part(options: Options, name: str) -> Options:
