@@ -63,7 +63,8 @@ def _settings(component: object) -> dict[str, Any]:
 
 
 def _raw_settings(component: object) -> dict[str, Any]:
-    names = _fields(type(component))  # type: ignore[arg-type] - classes are hashable
+    cls: Any = type(component)
+    names = _fields(cls)
     if names is None:
         names = _told(tuple(getattr(component, "__dict__", ())))
     return {name: getattr(component, name) for name in names}
