@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from functools import lru_cache
-from types import FunctionType
+from functools import lru_cache, partial
+from types import FunctionType, MethodType
 from typing import Any, Final
 
 from ragaccel.cache import Uncacheable, digest
@@ -14,10 +14,16 @@ from ragaccel.cache import Uncacheable, digest
 _HOW: Final = frozenset(
     (
         "callback_manager", "callbacks", "embed_batch_size", "embeddings_cache", "max_retries",
-        "metadata", "name", "num_workers", "rate_limiter", "request_timeout", "reuse_client",
-        "show_progress", "show_progress_bar", "tags", "timeout", "verbose",
+        "metadata", "name", "num_workers", "ragaccel_state_", "rate_limiter", "request_timeout",
+        "reuse_client", "show_progress", "show_progress_bar", "tags", "timeout", "verbose",
     )
 )  # fmt: skip
+#: Fields that LlamaIndex leaves out of dumps, though they decide what a model is asked.
+_UNDUMPED: Final = frozenset(
+    ("completion_to_prompt", "messages_to_prompt", "output_parser", "query_wrapper_prompt")
+)
+#: What a private attribute decides with; others are clients, weights, counters and logs.
+_DECIDING: Final = (str, bool, Enum, type, FunctionType, MethodType, partial)
 _SCALARS: Final = frozenset((str, int, float, bool, type(None)))
 _SECRET: Final = re.compile(
     r"(^|_)(api_?key|key|secret|password|token|credentials?|auth\w*|headers?)$", re.IGNORECASE
@@ -27,7 +33,8 @@ _SECRET: Final = re.compile(
 def fingerprint(component: object) -> tuple[str, bytes]:
     """Return a component's class and a digest of its live configuration.
 
-    Of a pydantic object that is its fields, of another one all its attributes.
+    Of a pydantic object that is its fields, and those private attributes that hold text, a switch,
+    a function, a class or a component; of another one all its attributes.
 
     Raises:
         Uncacheable: An attribute has no canonical form, so that two components that differ in it
@@ -35,7 +42,7 @@ def fingerprint(component: object) -> tuple[str, bytes]:
     """
     try:
         return class_name(type(component)), bytes(digest("", "config", _settings(component)))
-    except (Uncacheable, RecursionError) as error:
+    except (Uncacheable, RuntimeError) as error:  # too deep, or a class that has no schema
         raise Uncacheable("component") from error
 
 
@@ -45,7 +52,7 @@ def visible(component: object) -> dict[str, bytes]:
     for name, value in _raw_settings(component).items():
         try:
             found[name] = bytes(digest("", "setting", _canonical(value)))
-        except (Uncacheable, RecursionError):
+        except (Uncacheable, RuntimeError):
             continue
     return found
 
@@ -58,7 +65,7 @@ def class_name(cls: type) -> str:
 def _settings(component: object) -> dict[str, Any]:
     return {
         name: value if type(value) in _SCALARS else _canonical(value)
-        for name, value in _raw_settings(component).items()
+        for name, value in (_raw_settings(component) | _private_settings(component)).items()
     }
 
 
@@ -70,13 +77,29 @@ def _raw_settings(component: object) -> dict[str, Any]:
     return {name: getattr(component, name) for name in names}
 
 
+def _private_settings(component: object) -> dict[str, Any]:
+    if not hasattr(component, "__pydantic_fields__"):
+        return {}
+    attributes = getattr(component, "__dict__", {})
+    private = {name: value for name, value in attributes.items() if name.startswith("_")}
+    private |= getattr(component, "__pydantic_private__", None) or {}
+    return {
+        name: private[name]
+        for name in _told(tuple(private))
+        if isinstance(private[name], _DECIDING) or hasattr(private[name], "__pydantic_fields__")
+    }
+
+
 @lru_cache(maxsize=1024)
 def _fields(cls: type) -> tuple[str, ...] | None:
     """Return the names of a pydantic class's settings, or None for another class."""
     fields = getattr(cls, "__pydantic_fields__", None)
     if fields is None:
         return None
-    return _told(tuple(name for name, field in fields.items() if field.exclude is not True))
+    dumped = (
+        name for name, field in fields.items() if field.exclude is not True or name in _UNDUMPED
+    )
+    return _told(tuple(dumped))
 
 
 @lru_cache(maxsize=1024)
@@ -95,13 +118,20 @@ def _canonical(value: Any) -> Any:
         return class_name(type(value)), value.value
     if hasattr(type(value), "__pydantic_fields__"):
         return class_name(type(value)), _settings(value)
-    if isinstance(value, FunctionType):
-        return function_name(value)
+    if isinstance(value, (FunctionType, type)):
+        return function_name(value), _schema(value)
     return value
 
 
+@lru_cache(maxsize=256)
+def _schema(value: Any) -> Any:
+    """Return the schema that a pydantic class has, by which a model is told what to answer."""
+    schema = getattr(value, "model_json_schema", None)
+    return schema and schema()
+
+
 def function_name(function: Any) -> str:
-    """Return the full name of a function, which tells it apart from others.
+    """Return the full name of a function or a class, which tells it apart from others.
 
     Raises:
         Uncacheable: It has none: it is a lambda, made within another function, or a bound method.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ragaccel.cache import Uncacheable
@@ -102,8 +103,9 @@ def keep_defaults(made: Any, base: Any, root: Any, *names: str) -> None:
     Frameworks ask whether a class has methods of its own, and their defaults call the others.
     """
     for name in names:
-        if getattr(base, name) is getattr(root, name):
-            setattr(made, name, getattr(root, name))
+        default = inspect.getattr_static(root, name)
+        if inspect.getattr_static(base, name) is default:
+            setattr(made, name, default)
 
 
 def plain_class(cls: type) -> type:
