@@ -23,7 +23,7 @@ class Buffer:
 
     @property
     def slots(self) -> NDArray[np.int64]:
-        """Slots, int64 of shape (n,), ascending."""
+        """Slots, int64 of shape (n,), in any order."""
         return self._slots[: self._count]
 
     @property
@@ -50,23 +50,22 @@ class Buffer:
         self._count = end
 
     def remove(self, slots: NDArray[np.int64]) -> None:
-        """Drop the rows of slots."""
-        at = np.searchsorted(self.slots, slots)
-        at = at[at < self._count]
-        at = at[np.isin(self._slots[at], slots)]
-        if len(at):
-            first = int(at.min())
-            keep = np.ones(self._count - first, dtype=bool)
-            keep[at - first] = False
-            kept = first + int(keep.sum())
-            self._slots[first:kept] = self._slots[first : self._count][keep]
-            self._rows[first:kept] = self._rows[first : self._count][keep]
-            self._count = kept
+        """Drop the rows of slots; the last ones take their places."""
+        gone = np.isin(self.slots, slots)
+        kept = self._count - int(gone.sum())
+        holes = np.flatnonzero(gone[:kept])
+        last = kept + np.flatnonzero(~gone[kept:])
+        self._slots[holes] = self._slots[last]
+        self._rows[holes] = self._rows[last]
+        self._count = kept
 
     def take(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return all rows and empty the buffer."""
-        taken = self.slots, self.rows
+        """Return all rows, by ascending slots, and empty the buffer."""
+        slots, rows = self.slots, self.rows
+        if (np.diff(slots) < 0).any():
+            order = np.argsort(slots)
+            slots, rows = slots[order], rows[order]
         self._slots = np.zeros(0, dtype=np.int64)
         self._rows = np.zeros((0, self._rows.shape[1]), dtype=np.float32)
         self._count = 0
-        return taken
+        return slots, rows
