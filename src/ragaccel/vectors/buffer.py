@@ -51,7 +51,10 @@ class Buffer:
 
     def remove(self, slots: NDArray[np.int64]) -> None:
         """Drop the rows of slots; the last ones take their places."""
-        gone = np.isin(self.slots, slots)
+        if len(slots) == 1:
+            gone = self.slots == slots[0]
+        else:
+            gone = np.isin(self.slots, slots)
         kept = self._count - int(gone.sum())
         holes = np.flatnonzero(gone[:kept])
         last = kept + np.flatnonzero(~gone[kept:])

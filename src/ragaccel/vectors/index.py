@@ -125,8 +125,11 @@ class Index:
         self._live_bitmap = None
         self.live_count -= len(slots)
         if self._segment is not None:
-            self._tombstones += int((slots < self._segment.end).sum())
-        self._buffer.remove(slots)
+            recent = slots[slots >= self._segment.end]
+            self._tombstones += len(slots) - len(recent)
+            slots = recent
+        if len(slots):
+            self._buffer.remove(slots)
 
     def raw(
         self,
