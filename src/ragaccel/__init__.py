@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ragaccel import errors, langchain, llamaindex, telemetry, testing
+    from ragaccel.batching import MicroBatcher
     from ragaccel.cache import DiskLevel, MemoryLevel, MultiLevelCache, RedisLevel
     from ragaccel.dispatch import accelerate, unwrap
     from ragaccel.errors import RagaccelError
@@ -16,6 +17,7 @@ __all__ = [
     "CompressionSpec",
     "DiskLevel",
     "MemoryLevel",
+    "MicroBatcher",
     "MultiLevelCache",
     "RagaccelError",
     "RedisLevel",
@@ -33,6 +35,7 @@ _HOME = {
     "CompressionSpec": "vectors",
     "DiskLevel": "cache",
     "MemoryLevel": "cache",
+    "MicroBatcher": "batching",
     "MultiLevelCache": "cache",
     "RagaccelError": "errors",
     "RedisLevel": "cache",

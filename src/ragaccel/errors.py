@@ -8,6 +8,7 @@ RagaccelError
 │   └── FilterError                          a filter that cannot be understood
 ├── UnsupportedComponentError (TypeError)    an object that `accelerate` cannot wrap
 ├── MissingExtraError (ImportError)          an optional package is not installed
+├── BatchError                               a batched call gave too few or too many results
 ├── CacheClosedError                         the cache was closed
 ├── InvalidationError                        an invalidation could not be written down
 └── CollectionError
@@ -64,6 +65,10 @@ class MissingExtraError(RagaccelError, ImportError):
         super().__init__(
             f'{package} is needed here and is not installed: pip install "ragaccel[{extra}]"'
         )
+
+
+class BatchError(RagaccelError):
+    """A call with several items gave another number of results, so that none can be told apart."""
 
 
 class CacheClosedError(RagaccelError):

@@ -51,10 +51,7 @@ class Buffer:
 
     def remove(self, slots: NDArray[np.int64]) -> None:
         """Drop the rows of slots; the last ones take their places."""
-        if len(slots) == 1:
-            gone = self.slots == slots[0]
-        else:
-            gone = np.isin(self.slots, slots)
+        gone = self.slots == slots[0] if len(slots) == 1 else np.isin(self.slots, slots)
         kept = self._count - int(gone.sum())
         holes = np.flatnonzero(gone[:kept])
         last = kept + np.flatnonzero(~gone[kept:])

@@ -1,0 +1,67 @@
+"""One call for several items: each gets its result, or the error that is its own."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from ragaccel.errors import BatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Errors that are no item's fault: making the call again with fewer would only repeat them.
+_NOBODYS_FAULT: Final = re.compile(
+    r"timeout|timed|connect|ratelimit|toomany|quota|auth|permission|unavailable", re.IGNORECASE
+)
+
+
+async def outcomes(
+    call: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: Sequence[T]
+) -> list[R | Exception]:
+    """Return for each item its result or its error.
+
+    Equal items are sent once. Where a call of several fails, each half is called by itself, and so
+    on, so that one bad item fails alone.
+
+    Args:
+        call: Takes items and gives as many results, in their order.
+        items: What is asked.
+    """
+    places: dict[Any, int] = {}
+    sent: list[T] = []
+    at = [_place(places, sent, item) for item in items]
+    found = await _halved(call, sent) if sent else []
+    return [found[place] for place in at]
+
+
+def _place(places: dict[Any, int], sent: list[T], item: T) -> int:
+    """Return an item's place among those that are sent, putting it there if it is new."""
+    try:
+        place = places.setdefault(item, len(sent))
+    except TypeError:  # it cannot be compared by a hash
+        place = len(sent)
+    if place == len(sent):
+        sent.append(item)
+    return place
+
+
+async def _halved(
+    call: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: list[T]
+) -> list[R | Exception]:
+    try:
+        found = list(await call(items))
+    except Exception as error:  # noqa: BLE001 - it goes to those who asked
+        if len(items) == 1 or any(
+            _NOBODYS_FAULT.search(cls.__name__) for cls in type(error).__mro__
+        ):
+            return [error] * len(items)
+        middle = len(items) // 2
+        return await _halved(call, items[:middle]) + await _halved(call, items[middle:])
+    if len(found) != len(items):
+        odd = BatchError(f"a call with {len(items)} items gave {len(found)} results.")
+        return [odd] * len(items)
+    return [*found]
