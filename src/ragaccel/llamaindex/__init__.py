@@ -1,9 +1,10 @@
-"""LlamaIndex: a vector store and a key-value store of its own.
+"""LlamaIndex: a vector store and a key-value store of its own, and its global settings.
 
-Retrievers are wrapped by `ragaccel.accelerate`.
+Components are wrapped by `ragaccel.accelerate`.
 """
 
 from ragaccel.llamaindex.kvstore import CacheKVStore
+from ragaccel.llamaindex.settings import accelerated_settings
 from ragaccel.llamaindex.vector_store import CompressedVectorStore
 
-__all__ = ["CacheKVStore", "CompressedVectorStore"]
+__all__ = ["CacheKVStore", "CompressedVectorStore", "accelerated_settings"]

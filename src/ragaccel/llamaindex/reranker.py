@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import MetadataMode, NodeWithScore
+from llama_index.core.schema import IndexNode, MetadataMode, NodeWithScore
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 
@@ -35,6 +35,7 @@ from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from contextlib import AbstractContextManager
 
     from llama_index.core.schema import BaseNode, QueryBundle
 
@@ -178,8 +179,26 @@ def accelerated(reranker: BaseNodePostprocessor, options: Options) -> BaseNodePo
     return wrap(reranker, _Postprocessor, options, lambda: identity(reranker, options))
 
 
+class _Seen(NamedTuple):
+    """A node as it is given, or as it was.
+
+    Attributes:
+        node: Itself.
+        metadata: Its own dict.
+        values: Of its metadata, each as it is stored.
+        score: As it is stored.
+        rest: Everything else about it.
+    """
+
+    node: BaseNode
+    metadata: dict[str, Any]
+    values: list[tuple[str, bytes]]
+    score: bytes
+    rest: bytes
+
+
 class _Call:
-    """One call of a wrapped post-processor, and what its nodes were before it."""
+    """One call of a wrapped post-processor, and what it was given before it did anything."""
 
     def __init__(
         self, component: Any, nodes: list[NodeWithScore], bundle: QueryBundle | None
@@ -197,60 +216,185 @@ class _Call:
 
     def made(self, result: list[NodeWithScore]) -> _Reranked:
         """Return what the post-processor has just done."""
-        ids = [(one.node.node_id, one.node.ref_doc_id) for one in self._given]
-        documents = [id_ for pair in ids for id_ in pair if id_ is not None]
         try:
-            return _Reranked(self._ranking(result), result, documents)
+            ranking = None if self._before is None else self._ranking(result, *self._before)
         except Uncacheable:
-            return _Reranked(None, result, documents)
+            ranking = None
+        documents = [(one.node.node_id, one.node.ref_doc_id) for one in self._given]
+        return _Reranked(ranking, result, [id_ for both in documents for id_ in both if id_])
 
     def result(self, reranked: _Reranked, name: str) -> list[NodeWithScore]:
         """Return what came out; on a hit do and tell what the method of that name would."""
         ranking = reranked.ranking
         if reranked.nodes is not None or ranking is None:
-            return reranked.nodes or []
+            return cast("list[NodeWithScore]", reranked.nodes)
 
         def replay(
             self: Any, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
         ) -> list[NodeWithScore]:
-            return _telling(self, nodes, query_bundle, ranking)
+            return _telling(self, nodes, query_bundle, ranking.apply)
 
-        cls = plain_class(type(self._component))
-        if hasattr(getattr(cls, name), DISPATCHER_SPAN_DECORATED_ATTR):
-            replay.__name__ = name
-            replay = _dispatcher.span(replay)
-        return replay.__get__(self._component)(self._nodes, self._bundle)
+        replay.__name__ = name
+        own = getattr(plain_class(type(self._component)), name)
+        told: Any = replay
+        if hasattr(own, DISPATCHER_SPAN_DECORATED_ATTR):
+            told = _dispatcher.span(replay)
+        ranked = told.__get__(self._component)(self._nodes, self._bundle)
+        return cast("list[NodeWithScore]", ranked)
 
     def _parts(self) -> Any:
         """Return everything the ranking depends on."""
-        self._before = _asked(self._bundle), [_seen(one) for one in self._given]
-        asked, seen = self._before
+        asked, seen = self._before = _asked(self._bundle), [_seen(one) for one in self._given]
         return (
             identity(self._component, options_of(self._component)),
             asked,
-            [(one.rest, list(one.metadata.items()), one.score) for one in seen],
+            [(one.values, one.score, one.rest) for one in seen],
             _firsts(self._given),
             _firsts([one.node for one in seen]),
-            _firsts([one.node.metadata for one in seen]),
+            _firsts([one.metadata for one in seen]),
         )
 
-    def _ranking(self, result: Any) -> _Ranking | None:
+    def _ranking(self, result: Any, asked: Any, seen: list[_Seen]) -> _Ranking | None:
         """Return what was done with the nodes, or None if it was more than to rank them."""
-        if self._before is None or _asked(self._bundle) != self._before[0]:
+        same = result is self._nodes
+        order = _order(result, self._given)
+        if order is None or _asked(self._bundle) != asked:
             return None
-        if type(result) is not list or (result is not self._nodes and self._nodes != self._given):
+        if not same and list(map(id, self._nodes)) != list(map(id, self._given)):
             return None
-        places = {id(one): at for at, one in enumerate(self._given)}
-        nodes = {id(one.node): at for at, one in enumerate(self._given)}
-        ranking = _Ranking(result is self._nodes, [], [], [])
-        for one in result:
-            if id(one) in places:
-                ranking.order.append([places[id(one)]])
-            elif type(one) is NodeWithScore and id(one.node) in nodes:
-                ranking.order.append([nodes[id(one.node)], _scalar(one.score)])
-            else:
+        ranking = _Ranking(same, order, [], [])
+        for at, (one, was) in enumerate(zip(self._given, seen, strict=True)):
+            now = _seen(one)
+            if now.node is not was.node or now.metadata is not was.metadata or now.rest != was.rest:
                 return None
-        for at, (one, before) in enumerate(zip(self._given, self._before[1], strict=True)):
-            after = _seen(one)
-            if after[:3] != before[:3]
-            ...
+            if now.score != was.score:
+                ranking.scores.append([at, _scalar(one.score)])
+            if now.values != was.values:
+                kept = set(was.values)
+                changed = {key for key, value in now.values if (key, value) not in kept}
+                values = {key: _scalar(now.metadata[key]) for key in changed}
+                ranking.metadata.append([at, list(now.metadata), values])
+        return ranking
+
+
+def _asked(bundle: QueryBundle | None) -> Any:
+    return None if bundle is None else (class_name(type(bundle)), _encoded(vars(bundle)))
+
+
+def _seen(one: NodeWithScore) -> _Seen:
+    """Return everything that a post-processor sees of a node.
+
+    Raises:
+        Uncacheable: Something of it has no stored form.
+    """
+    node = one.node
+    if type(one) is not NodeWithScore or (isinstance(node, IndexNode) and node.obj is not None):
+        raise Uncacheable("key")
+    values = [(key, PLAIN.pack(_scalar(value))) for key, value in node.metadata.items()]
+    try:
+        packed = encode_node(node)
+    except (InvalidRecordError, ValueError) as error:
+        raise Uncacheable("key") from error
+    if packed is None:
+        raise Uncacheable("key")
+    text = node.get_content(metadata_mode=MetadataMode.NONE)
+    rest = _encoded((class_name(type(node)), packed, text, node.embedding))
+    return _Seen(node, node.metadata, values, PLAIN.pack(_scalar(one.score)), rest)
+
+
+def _encoded(told: Any) -> bytes:
+    try:
+        return _encoder.encode(told)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Uncacheable("key") from error
+
+
+def _firsts(things: Sequence[Any]) -> list[int]:
+    """Return of every thing the place where it is for the first time."""
+    first: dict[int, int] = {}
+    return [first.setdefault(id(one), at) for at, one in enumerate(things)]
+
+
+def _order(result: Any, given: list[NodeWithScore]) -> list[list[Any]] | None:
+    """Return of every node that came out its place among those given, and its score beside it.
+
+    Returns:
+        None if some were not given.
+    """
+    places = {id(one): at for at, one in enumerate(given)}
+    nodes = {id(one.node): at for at, one in enumerate(given)}
+    order: list[list[Any]] = []
+    for one in result if type(result) is list else [None]:
+        if id(one) in places:
+            order.append([places[id(one)]])
+        elif type(one) is NodeWithScore and id(one.node) in nodes:
+            order.append([nodes[id(one.node)], _scalar(one.score)])
+        else:
+            return None
+    return order
+
+
+def _ranked(one: NodeWithScore, *score: Any) -> NodeWithScore:
+    """Return a node itself, or anew with the score that it came out with."""
+    if not score:
+        return one
+    made = NodeWithScore(node=one.node, score=None)
+    made.score = _opened(*score)
+    return made
+
+
+def _scalar(value: Any) -> Any:
+    """Return a number of numpy's, as cross-encoders give them, as an array that can be stored."""
+    if isinstance(value, np.ndarray):
+        raise Uncacheable("value")
+    return np.asarray(value) if isinstance(value, np.generic) else value
+
+
+def _opened(value: Any) -> Any:
+    return value[()] if isinstance(value, np.ndarray) else value
+
+
+def _telling(
+    reranker: Any,
+    nodes: list[NodeWithScore],
+    bundle: QueryBundle | None,
+    apply: Callable[[list[NodeWithScore]], list[NodeWithScore]],
+) -> list[NodeWithScore]:
+    """Apply a ranking, and tell what the post-processor tells of ranking."""
+    names = _names(plain_class(type(reranker)))
+    legacy: AbstractContextManager[Any] = contextlib.nullcontext()
+    top_n, model = getattr(reranker, "top_n", len(nodes)), _model_name(reranker)
+    if "ReRankStartEvent" in names:
+        _dispatcher.event(
+            ReRankStartEvent(query=bundle, nodes=nodes, top_n=top_n, model_name=model)
+        )
+    if "RERANKING" in names:
+        payload = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: model,
+            EventPayload.QUERY_STR: bundle and bundle.query_str,
+            EventPayload.TOP_K: top_n,
+        }
+        legacy = reranker.callback_manager.event(CBEventType.RERANKING, payload=payload)
+    with legacy as event:
+        ranked = apply(nodes)
+        if event is not None:
+            event.on_end(payload={EventPayload.NODES: ranked})
+    if "ReRankEndEvent" in names:
+        _dispatcher.event(ReRankEndEvent(nodes=ranked))
+    return ranked
+
+
+@functools.cache
+def _names(cls: type) -> frozenset[str]:
+    """Return the names that the methods of a post-processor's class use."""
+    own = cls.__mro__[: cls.__mro__.index(BaseNodePostprocessor)]
+    codes = [getattr(method, "__code__", None) for one in own for method in vars(one).values()]
+    return frozenset(name for code in codes if code is not None for name in code.co_names)
+
+
+def _model_name(reranker: Any) -> str:
+    llm = getattr(reranker, "llm", None)
+    if llm is not None:
+        return str(llm.metadata.model_name)
+    return str(getattr(reranker, "model", None) or getattr(reranker, "model_name", ""))

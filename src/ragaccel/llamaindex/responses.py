@@ -179,8 +179,19 @@ def _open(body: Body) -> tuple[Answer, None]:
     responses: list[Response] = []
     for fields in stored.responses:
         responses.append(_opened(fields, (_text(responses[-1]) if responses else None) or ""))
-    responses[-1].additional_kwargs[CACHED] = True
+    _mark(responses[-1])
     return Answer(responses), None
+
+
+def _mark(last: Response) -> None:
+    """Say that it was not asked for now, where no prompt will ever say it.
+
+    What a completion has besides its text becomes part of a message, and of the next prompt.
+    """
+    if isinstance(last, ChatResponse):
+        last.additional_kwargs[CACHED] = True
+    elif isinstance(last.raw, dict):
+        last.raw[CACHED] = True
 
 
 def _opened(fields: dict[str, Any], before: str) -> Response:
