@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragaccel import MicroBatcher
+from ragaccel import MicroBatcher, telemetry
 from ragaccel.errors import BatchError, ConfigurationError
 
 
@@ -295,3 +295,36 @@ def test_options_that_cannot_work_are_refused(options):
     """It is said which."""
     with pytest.raises(ConfigurationError, match="at least 1"):
         MicroBatcher(list, **options)
+
+
+@pytest.mark.parametrize("who", ["threads", "loop"])
+def test_a_batch_is_linked_to_those_it_serves_and_a_child_of_none(span_exporter, call, who):
+    """One request is not charged with the time of all."""
+    batcher = MicroBatcher(call, workers=1)
+
+    def one(item):
+        with telemetry.stage("query"):
+            return batcher(item)
+
+    async def alone(item):
+        with telemetry.stage("query"):
+            return await batcher.get(item)
+
+    async def gather():
+        return await asyncio.gather(*map(alone, range(6)))
+
+    span_exporter.clear()
+    if who == "loop":
+        asyncio.run(gather())
+    else:
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(one, range(6)))
+    spans = span_exporter.get_finished_spans()
+    queries = {span.context.span_id for span in spans if span.name == "query"}
+    batches = [span for span in spans if span.name == "batch"]
+    assert len(queries) == 6
+    assert all(span.parent is None for span in batches)
+    assert sorted(link.context.span_id for span in batches for link in span.links) == sorted(
+        queries
+    )
+    assert sum(span.attributes["ragaccel.items.count"] for span in batches) == 6

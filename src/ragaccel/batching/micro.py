@@ -11,13 +11,15 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
+from ragaccel import telemetry
 from ragaccel.batching.halves import outcomes
 from ragaccel.errors import ConfigurationError
 from ragaccel.io import run
 from ragaccel.resources import Forkable
+from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -129,7 +131,8 @@ class MicroBatcher(Forkable, Generic[T, R]):
             batch = self._taken(mine)
         self._promote()
         try:
-            found = run(outcomes(call, [ticket.item for ticket in batch]))
+            with _stage(len(batch), [ticket.place for ticket in batch]):
+                found = run(outcomes(call, [ticket.item for ticket in batch]))
             for ticket, outcome in zip(batch, found, strict=True):
                 ticket.end(outcome)
         except BaseException:
@@ -186,10 +189,11 @@ class MicroBatcher(Forkable, Generic[T, R]):
 class _Ticket(Generic[T]):
     """A thread's item, and its outcome once it is there."""
 
-    __slots__ = ("_woken", "is_promoted", "item", "outcome")
+    __slots__ = ("_woken", "is_promoted", "item", "outcome", "place")
 
     def __init__(self, item: T) -> None:
         self.item, self.outcome, self.is_promoted = item, _NOTHING, False
+        self.place = telemetry.here()
         self._woken = threading.Lock()
         self._woken.acquire()
 
@@ -218,14 +222,14 @@ class _Lane(Generic[T, R]):
         workers: int,
     ) -> None:
         self._call, self._max_size, self._workers = call, max_size, workers
-        self._waiting: deque[tuple[T, asyncio.Future[Any]]] = deque()
+        self._waiting: deque[tuple[T, asyncio.Future[Any], Any]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_due = False
 
     def ask(self, item: T) -> asyncio.Future[Any]:
         """Return the future of an item's outcome."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        self._waiting.append((item, future, telemetry.here()))
         self._schedule()
         return future
 
@@ -247,20 +251,31 @@ class _Lane(Generic[T, R]):
             task.add_done_callback(self._end)
             free -= 1
 
-    async def _run(self, batch: Sequence[tuple[T, asyncio.Future[Any]]]) -> None:
+    async def _run(self, batch: Sequence[tuple[T, asyncio.Future[Any], Any]]) -> None:
         try:
-            found = await outcomes(self._call, [item for item, _ in batch])
+            with _stage(len(batch), [place for _, _, place in batch]):
+                found = await outcomes(self._call, [item for item, _, _ in batch])
         except BaseException:
-            for _, future in batch:  # the call was cancelled, and with it all who wait for it
+            for _, future, _ in batch:  # the call was cancelled, and with it all who wait for it
                 future.cancel()
             raise
-        for (_, future), outcome in zip(batch, found, strict=True):
+        for (_, future, _), outcome in zip(batch, found, strict=True):
             if not future.done():
                 future.set_result(outcome)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._schedule()
+
+
+def _stage(count: int, places: Iterable[Any]) -> telemetry.Stage:
+    """Return the stage of a call, linked to the requests that it serves; none has it alone."""
+    serves = [place for place in places if place is not None]
+    return (
+        telemetry.stage("batch", {attributes.ITEMS: count}, serves=serves)
+        if serves
+        else telemetry.OFF
+    )
 
 
 def share(waiting: int, workers: int) -> int:

@@ -6,6 +6,6 @@ that has set up OpenTelemetry by itself needs no call at all: the stages join it
 
 from ragaccel.telemetry.configure import configure, flush
 from ragaccel.telemetry.metrics import Figure, measure
-from ragaccel.telemetry.stage import OFF, Stage, stage
+from ragaccel.telemetry.stage import OFF, Stage, here, stage
 
-__all__ = ["OFF", "Figure", "Stage", "configure", "flush", "measure", "stage"]
+__all__ = ["OFF", "Figure", "Stage", "configure", "flush", "here", "measure", "stage"]

@@ -40,4 +40,5 @@ OF_STAGE: Final[dict[str, dict[str, str]]] = {
     "ingest": {SPAN_KIND: "CHAIN"},
     "generate": {SPAN_KIND: "LLM", OPERATION: "chat"},
     "rerank": {SPAN_KIND: "RERANKER"},
+    "batch": {SPAN_KIND: "CHAIN"},
 }

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Protocol
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 
 from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from contextvars import Token
     from types import TracebackType
 
-    from opentelemetry.context import Context
     from opentelemetry.trace import Span
     from typing_extensions import Self
 
     Attributes = Mapping[str, str | bool | int | float]
+    Place = trace.SpanContext
 
 _NO_ATTRIBUTES: Attributes = {}
 
@@ -59,21 +60,26 @@ class _Off:
 class _On:
     """A recording stage: a span that is current from enter to exit."""
 
-    __slots__ = ("_name", "_parent", "_span", "_token", "_values")
+    __slots__ = ("_links", "_name", "_parent", "_span", "_token", "_values")
 
     _span: Span
     _token: Token[Context]
 
-    def __init__(self, name: str, values: Attributes, parent: Span | None) -> None:
+    def __init__(
+        self, name: str, values: Attributes, parent: Span | None, serves: Iterable[Place]
+    ) -> None:
         self._name = name
         self._values = values
+        self._links = [trace.Link(one) for one in serves]
         self._parent = None if parent is None else trace.set_span_in_context(parent)
+        if self._links:
+            self._parent = Context()
 
     def set(self, values: Attributes) -> None:
         self._span.set_attributes(values)
 
     def __enter__(self) -> Self:
-        self._span = _start(self._name, self._values, self._parent)
+        self._span = _start(self._name, self._values, self._parent, links=self._links)
         self._token = otel_context.attach(trace.set_span_in_context(self._span, self._parent))
         return self
 
@@ -104,19 +110,35 @@ def recording() -> bool:
     return current.trace_flags.sampled or not current.is_valid
 
 
-def stage(name: str, values: Attributes = _NO_ATTRIBUTES, *, parent: Span | None = None) -> Stage:
+def here() -> Place | None:
+    """Return the place in a trace where a request is now, or None while nobody listens."""
+    if not recording():
+        return None
+    place = trace.get_current_span().get_span_context()
+    return place if place.is_valid else None
+
+
+def stage(
+    name: str,
+    values: Attributes = _NO_ATTRIBUTES,
+    *,
+    parent: Span | None = None,
+    serves: Iterable[Place] = (),
+) -> Stage:
     """Open a span for one stage of a request.
 
     Args:
         name: The stage: query, preprocess, cache.lookup, embed, retrieve, search or ingest.
         values: Attributes known at the start, named by the constants of `telemetry.attributes`.
         parent: A span to nest under instead of the current one.
+        serves: Places of several requests that the stage is for, which are no parents of it: it
+            begins a trace of its own that is linked to them; see `here`.
 
     Returns:
         A context manager. Without a tracer provider, or inside a request that is not sampled, it is
         a shared no-op.
     """
-    return _On(name, values, parent) if recording() else OFF
+    return _On(name, values, parent, serves) if serves or recording() else OFF
 
 
 def past_stage(name: str, start_ns: int, end_ns: int, values: Attributes = _NO_ATTRIBUTES) -> None:
@@ -129,11 +151,17 @@ def past_stage(name: str, start_ns: int, end_ns: int, values: Attributes = _NO_A
 
 
 def _start(
-    name: str, values: Attributes, parent: Context | None, start_ns: int | None = None
+    name: str,
+    values: Attributes,
+    parent: Context | None,
+    start_ns: int | None = None,
+    links: Sequence[trace.Link] = (),
 ) -> Span:
     known = {attributes.STAGE: name, **attributes.OF_STAGE.get(name, {}), **values}
     tracer = trace.get_tracer("ragaccel", _version())
-    return tracer.start_span(name, context=parent, attributes=known, start_time=start_ns)
+    return tracer.start_span(
+        name, context=parent, attributes=known, start_time=start_ns, links=links
+    )
 
 
 @cache
