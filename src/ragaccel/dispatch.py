@@ -6,13 +6,14 @@ By name, so that a framework is imported only where an object of it already exis
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from ragaccel.errors import UnsupportedComponentError
 from ragaccel.seam import Options
 from ragaccel.transparent import unwrap
 
 if TYPE_CHECKING:
+    from ragaccel.batching import MicroBatcher
     from ragaccel.cache import MultiLevelCache
     from ragaccel.cache.ttl import TTL
 
@@ -55,6 +56,7 @@ def accelerate(
     identity: str | None = None,
     cache_sampled: bool = False,
     precision: Literal["float32", "float16"] = "float32",
+    batch: MicroBatcher[Any, Any] | bool = False,
 ) -> T:
     """Return an object of the same class that traces and, if asked to, caches.
 
@@ -83,6 +85,9 @@ def accelerate(
             0, or none set), so that the same question gets the same sample again.
         precision: How exactly cached embeddings are kept; what is given out is rounded so at once,
             the first time too.
+        batch: Whether single texts that are embedded at the same time are sent together; a
+            `MicroBatcher(max_size=…, workers=…)` says how. Queries are among them where the model
+            embeds them as it does texts, which is measured with the first one.
 
     Returns:
         An instance of the object's own class.
@@ -105,5 +110,10 @@ def accelerate(
         from ragaccel.cache.terms import checked
 
         checked(ttl)
-    options = Options(cache, namespace, ttl, identity, cache_sampled, precision)
+    pattern = None
+    if batch:
+        from ragaccel.batching import MicroBatcher
+
+        pattern = MicroBatcher() if batch is True else batch
+    options = Options(cache, namespace, ttl, identity, cache_sampled, precision, pattern)
     return cast("T", import_module(home).accelerated(obj, options))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ragaccel import telemetry
@@ -14,11 +14,12 @@ from ragaccel.cache import MISSING, Uncacheable, digest
 from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from typing_extensions import Self
 
+    from ragaccel.batching import MicroBatcher
     from ragaccel.cache import Digest, Kind, MultiLevelCache
     from ragaccel.cache.flow import IO
     from ragaccel.cache.ledger import Position
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _serving: ContextVar[frozenset[int]] = ContextVar("ragaccel_serving", default=frozenset())
+
+
+def _as_it_is(answer: T) -> T:
+    return answer
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Options:
         identity: The user's name for what decides the answers and cannot be seen from outside.
         cache_sampled: Whether answers of a model that samples are kept.
         precision: How exactly embeddings are kept.
+        batch: Joins single calls that wait at the same time; None for each by itself.
     """
 
     cache: MultiLevelCache | None = None
@@ -49,6 +55,7 @@ class Options:
     identity: str | None = None
     cache_sampled: bool = False
     precision: Literal["float32", "float16"] = "float32"
+    batch: MicroBatcher[Any, Any] | None = None
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
@@ -60,12 +67,22 @@ class Options:
             kind: Of the stored value.
             parts: Gives everything that decides the answer; raises `Uncacheable` if it cannot.
         """
+        keys = self.keys(kind, lambda: (parts(),))
+        return None if keys is None else keys[0]
+
+    def keys(self, kind: str, parts: Callable[[], Iterable[Any]]) -> list[Digest] | None:
+        """Return the keys of what one call asks, or None where one of them cannot be had.
+
+        Args:
+            kind: Of the stored values.
+            parts: Gives for each everything that decides the answer; see `key`.
+        """
         if self.cache is None:
             return None
         with telemetry.stage("preprocess") as span:
             try:
                 whose = self.cache.namespace if self.namespace is None else self.namespace
-                return digest(whose, kind, parts())
+                return [digest(whose, kind, one) for one in parts()]
             except Uncacheable as reason:
                 self.cache.bypass(reason.reason)
                 span.set({attributes.CACHE_BYPASS: True})
@@ -100,6 +117,7 @@ async def serve(
     *,
     query: Any,
     stage: str | None = None,
+    kept: Callable[[T], T] = _as_it_is,
 ) -> T:
     """Serve a call from the cache, or make it and keep the answer.
 
@@ -112,6 +130,8 @@ async def serve(
         call: The component's own call.
         query: What a ttl policy is shown of the question.
         stage: The stage that the call is, unless the caller has opened one.
+        kept: Gives an answer as it is kept, for kinds that round: a miss then gives what a hit
+            will. A call without a key gives its own answer.
     """
     called = False
 
@@ -121,13 +141,17 @@ async def serve(
         with serving(component):
             return await call()
 
+    async def compute_kept() -> T:
+        return kept(await compute())
+
     with _stage(stage, component) as span:
         key = options.key(kind.name, parts)
         if key is None or options.cache is None:
             return await compute()
         found = await options.cache.find_or_compute(
-            io, key, compute, ttl=options.ttl, kind=kind, namespace=options.namespace, query=query
-        )
+            io, key, compute_kept, ttl=options.ttl, kind=kind, namespace=options.namespace,
+            query=query,
+        )  # fmt: skip
         if stage is not None:
             span.set({attributes.CACHE_HIT: not called})
         return found
@@ -143,8 +167,12 @@ async def serve_many(
     call: Callable[[Sequence[Any]], Awaitable[Sequence[T]]],
     *,
     stage: str,
-) -> list[T]:
+    kept: Callable[[T], T] = _as_it_is,
+) -> Sequence[T]:
     """Serve a call over several items, of which only those that are not kept are sent, each once.
+
+    Without a cache, without items, or where an item can have no key, it is the component's own
+    call, and what that gives.
 
     Args:
         io: See `serve`.
@@ -155,44 +183,61 @@ async def serve_many(
         parts: Gives everything that decides the answer to an item.
         call: The component's own call over some of the items.
         stage: The stage that the call is.
+        kept: See `serve`.
     """
+
+    async def compute(some: Sequence[Any]) -> Sequence[T]:
+        with serving(component):
+            return await call(some)
+
     with _stage(stage, component) as span:
-        answers, sent = await _serve_many(io, component, options, kind, items, parts, call)
+        answers, sent = await _serve_many(io, options, kind, items, parts, compute, kept)
         span.set({attributes.ITEMS: len(items), attributes.SENT: sent})
         return answers
 
 
 async def _serve_many(
     io: IO,
-    component: object,
     options: Options,
     kind: Kind[T],
     items: Sequence[Any],
     parts: Callable[[Any], Any],
     call: Callable[[Sequence[Any]], Awaitable[Sequence[T]]],
-) -> tuple[list[T], int]:
+    kept: Callable[[T], T],
+) -> tuple[Sequence[T], int]:
     """Return the answers, and for how many items the component was called."""
-    keys = [options.key(kind.name, partial(parts, one)) for one in items]
-    cache = options.cache
-    if cache is None or None in keys:
-        with serving(component):
-            return list(await call(items)), len(items)
-    known = [key for key in keys if key is not None]
-    found = dict(
-        zip(known, await cache.find_many(io, known, kind=kind, namespace=options.namespace),
-            strict=True)
-    )  # fmt: skip
-    missing = {key: item for key, item in zip(known, items, strict=True) if found[key] is MISSING}
+    cache, keys = options.cache, options.keys(kind.name, lambda: map(parts, items))
+    if cache is None or not keys:
+        return await call(items), len(items)
+    values = await cache.find_many(io, keys, kind=kind, namespace=options.namespace)
+    found = dict(zip(keys, values, strict=True))
+    missing = {key: item for key, item in zip(keys, items, strict=True) if found[key] is MISSING}
     if missing:
         recording = Recording(io, options, kind)
-        with serving(component):
-            answers = await call(list(missing.values()))
+        answers = await call(list(missing.values()))
         if len(answers) != len(missing):
-            return list(await call(items)), len(items)  # whatever it means, it is not ours to keep
-        made = dict(zip(missing, answers, strict=True))
+            return await call(items), len(items)  # whatever it means, it is not ours to keep
+        made = dict(zip(missing, map(kept, answers), strict=True))
         await recording.keep(made, missing)
         found |= made
-    return [found[key] for key in known], len(missing)
+    return _each(keys, found), len(missing)
+
+
+def _each(keys: Sequence[Digest], found: dict[Digest, T]) -> list[T]:
+    """Return the answer to each key; who is given one twice may change the one or the other."""
+    given: set[Digest] = set()
+    answers = []
+    for key in keys:
+        answers.append(_another(found[key]) if key in given else found[key])
+        given.add(key)
+    return answers
+
+
+def _another(answer: T) -> T:
+    try:
+        return copy.deepcopy(answer)
+    except Exception:  # noqa: BLE001 - it is right all the same
+        return answer
 
 
 def _stage(name: str | None, component: object) -> AbstractContextManager[telemetry.Stage]:

@@ -29,12 +29,13 @@ _STATE: Final = "ragaccel_state_"
 class State:
     """The one thing that a transparent object carries besides its original's attributes."""
 
-    __slots__ = ("options", "original")
+    __slots__ = ("known", "options", "original")
 
     def __init__(self, options: Options, original: object) -> None:
-        """Keep the options and the object that was wrapped."""
+        """Keep the options, the object that was wrapped, and what adapters find out of it."""
         self.options = options
         self.original = original
+        self.known: dict[Any, Any] = {}
 
     def __copy__(self) -> Self:
         return self

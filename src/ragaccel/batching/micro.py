@@ -39,7 +39,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
 
     Args:
         call: Takes items and gives as many results, in their order. At most `workers` threads call
-            it at a time.
+            it at a time. Without it the batcher is a pattern for `accelerate(batch=…)`.
         acall: The same for callers on an event loop; without it they use `call`, in a thread.
         max_size: The most items in a call.
         workers: The most calls at a time, of threads and of each event loop; one for each core by
@@ -53,7 +53,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
 
     def __init__(
         self,
-        call: Callable[[Sequence[T]], Sequence[R]],
+        call: Callable[[Sequence[T]], Sequence[R]] | None = None,
         *,
         acall: Callable[[Sequence[T]], Awaitable[Sequence[R]]] | None = None,
         max_size: int = 32,
@@ -70,8 +70,8 @@ class MicroBatcher(Forkable, Generic[T, R]):
         for name, value in given.items():
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be at least 1 and whole, got {value!r}.")
-        self._call = call
-        self._acall = acall or (lambda items: asyncio.to_thread(call, items))
+        self._call = call or _no_call
+        self._acall = acall or (lambda items: asyncio.to_thread(self._call, items))
         self._max_size, self._workers = max_size, workers
         self.after_fork_in_child()
         self.follow_forks()
@@ -111,6 +111,14 @@ class MicroBatcher(Forkable, Generic[T, R]):
             if lane is None:
                 lane = self._lanes[loop] = _Lane(self._acall, self._max_size, self._workers)
         return cast("R", _given(await lane.ask(item)))
+
+    def over(
+        self,
+        call: Callable[[Sequence[Any]], Sequence[Any]],
+        acall: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]],
+    ) -> MicroBatcher[Any, Any]:
+        """Return a batcher with these options and another call."""
+        return MicroBatcher(call, acall=acall, max_size=self._max_size, workers=self._workers)
 
     def after_fork_in_child(self) -> None:
         """Have nobody waiting: those who do are the parent's."""
@@ -281,6 +289,10 @@ def _stage(count: int, places: Iterable[Any]) -> telemetry.Stage:
 def share(waiting: int, workers: int) -> int:
     """Return how many of those who wait a worker takes, so that all get about as many."""
     return -(-waiting // workers)
+
+
+def _no_call(_: Any) -> Any:
+    raise ConfigurationError("this MicroBatcher was made without a call; give it one.")
 
 
 def _given(outcome: Any) -> Any:

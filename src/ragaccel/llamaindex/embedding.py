@@ -19,7 +19,7 @@ from ragaccel.cache import Uncacheable, flow
 from ragaccel.embedded import embed_many, embed_one
 from ragaccel.io import run
 from ragaccel.llamaindex.calls import identity
-from ragaccel.seam import is_serving
+from ragaccel.seam import is_serving, serving
 from ragaccel.transparent import options_of, wrap
 
 if TYPE_CHECKING:
@@ -62,16 +62,20 @@ class _Embedding(_Base):
             clone.__dict__["rate_limiter"] = MissLimiter(limiter)
 
     def _get_query_embedding(self, query: str) -> Any:
-        return _one(self, "query", super()._get_query_embedding, query)  # type: ignore[safe-super]
+        batch, method = super()._get_text_embeddings, super()._get_query_embedding  # type: ignore[safe-super]
+        return _one(self, "query", method, query, batch)
 
     async def _aget_query_embedding(self, query: str) -> Any:
-        return await _aone(self, "query", super()._aget_query_embedding, query)  # type: ignore[safe-super]
+        batch, method = super()._aget_text_embeddings, super()._aget_query_embedding  # type: ignore[safe-super]
+        return await _aone(self, "query", method, query, batch)
 
     def _get_text_embedding(self, text: str) -> Any:
-        return _one(self, "text", super()._get_text_embedding, text)  # type: ignore[safe-super]
+        batch, method = super()._get_text_embeddings, super()._get_text_embedding  # type: ignore[safe-super]
+        return _one(self, "text", method, text, batch)
 
     async def _aget_text_embedding(self, text: str) -> Any:
-        return await _aone(self, "text", super()._aget_text_embedding, text)
+        batch, method = super()._aget_text_embeddings, super()._aget_text_embedding
+        return await _aone(self, "text", method, text, batch)
 
     def _get_text_embeddings(self, texts: list[str]) -> Any:
         return _many(self, "text", super()._get_text_embeddings, texts)
@@ -102,7 +106,13 @@ def accelerated(model: BaseEmbedding, options: Options) -> BaseEmbedding:
     return wrap(model, mixin, options, lambda: identity(model, options))
 
 
-def _one(model: Any, sort: str, method: Callable[[Any], Any], asked: Any) -> Any:
+def _one(
+    model: Any,
+    sort: str,
+    method: Callable[[Any], Any],
+    asked: Any,
+    batch: Callable[[Any], Any] | None = None,
+) -> Any:
     if is_serving(model):
         return method(asked)
 
@@ -110,10 +120,21 @@ def _one(model: Any, sort: str, method: Callable[[Any], Any], asked: Any) -> Any
         _wait(model)
         return method(asked)
 
-    return run(_embed_one(flow.SYNC, model, sort, call, asked))
+    async def many(some: Sequence[Any]) -> Any:
+        _wait(model)
+        with serving(model):
+            return [] if batch is None else batch(some)
+
+    return run(_embed_one(flow.SYNC, model, sort, call, asked, many if batch else None))
 
 
-async def _aone(model: Any, sort: str, method: Callable[[Any], Awaitable[Any]], asked: Any) -> Any:
+async def _aone(
+    model: Any,
+    sort: str,
+    method: Callable[[Any], Awaitable[Any]],
+    asked: Any,
+    batch: Callable[[Any], Awaitable[Any]] | None = None,
+) -> Any:
     if is_serving(model):
         return await method(asked)
 
@@ -121,7 +142,12 @@ async def _aone(model: Any, sort: str, method: Callable[[Any], Awaitable[Any]], 
         await _await(model)
         return await method(asked)
 
-    return await _embed_one(flow.ASYNC, model, sort, call, asked)
+    async def many(some: Sequence[Any]) -> Any:
+        await _await(model)
+        with serving(model):
+            return [] if batch is None else await batch(some)
+
+    return await _embed_one(flow.ASYNC, model, sort, call, asked, many if batch else None)
 
 
 def _many(model: Any, sort: str, method: Callable[[Any], Any], asked: Sequence[Any]) -> Any:
@@ -150,10 +176,17 @@ async def _amany(
 
 
 def _embed_one(
-    io: flow.IO, model: Any, sort: str, call: Callable[[], Awaitable[Any]], asked: Any
+    io: flow.IO,
+    model: Any,
+    sort: str,
+    call: Callable[[], Awaitable[Any]],
+    asked: Any,
+    many: Callable[[Sequence[Any]], Awaitable[Any]] | None,
 ) -> Coroutine[Any, Any, Any]:
     parts = functools.partial(_parts(model, sort), asked)
-    return embed_one(io, model, options_of(model), parts, call, text=asked)
+    return embed_one(
+        io, model, options_of(model), parts, call, text=asked, many=many, is_query=sort == "query"
+    )
 
 
 def _wait(model: Any) -> None:
