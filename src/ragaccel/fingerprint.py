@@ -22,6 +22,8 @@ _HOW: Final = frozenset(
 _UNDUMPED: Final = frozenset(
     ("completion_to_prompt", "messages_to_prompt", "output_parser", "query_wrapper_prompt")
 )
+#: Plain objects within components that are what their attributes say, by a base of theirs.
+_PLAIN: Final = frozenset(("llama_index.core.types.BaseOutputParser",))
 #: What a private attribute decides with; others are clients, weights, counters and logs.
 _DECIDING: Final = (str, bool, Enum, type, FunctionType, MethodType, partial)
 _SCALARS: Final = frozenset((str, int, float, bool, type(None)))
@@ -42,7 +44,7 @@ def fingerprint(component: object) -> tuple[str, bytes]:
     """
     try:
         return class_name(type(component)), bytes(digest("", "config", _settings(component)))
-    except (Uncacheable, RuntimeError) as error:  # too deep, or a class that has no schema
+    except (Uncacheable, RecursionError) as error:
         raise Uncacheable("component") from error
 
 
@@ -52,7 +54,7 @@ def visible(component: object) -> dict[str, bytes]:
     for name, value in _raw_settings(component).items():
         try:
             found[name] = bytes(digest("", "setting", _canonical(value)))
-        except (Uncacheable, RuntimeError):
+        except (Uncacheable, RecursionError):
             continue
     return found
 
@@ -116,18 +118,29 @@ def _canonical(value: Any) -> Any:
         return [_canonical(one) for one in value]
     if isinstance(value, Enum):
         return class_name(type(value)), value.value
-    if hasattr(type(value), "__pydantic_fields__"):
-        return class_name(type(value)), _settings(value)
+    cls: Any = type(value)
+    if _has_settings(cls):
+        return class_name(cls), _settings(value)
     if isinstance(value, (FunctionType, type)):
         return function_name(value), _schema(value)
     return value
+
+
+@lru_cache(maxsize=1024)
+def _has_settings(cls: type) -> bool:
+    return hasattr(cls, "__pydantic_fields__") or not _PLAIN.isdisjoint(
+        map(class_name, cls.__mro__)
+    )
 
 
 @lru_cache(maxsize=256)
 def _schema(value: Any) -> Any:
     """Return the schema that a pydantic class has, by which a model is told what to answer."""
     schema = getattr(value, "model_json_schema", None)
-    return schema and schema()
+    try:
+        return schema and schema()
+    except Exception as error:
+        raise Uncacheable("component") from error
 
 
 def function_name(function: Any) -> str:

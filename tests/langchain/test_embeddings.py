@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
@@ -181,6 +181,7 @@ def test_vectors_are_the_callers_own(call, cache):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
+@settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False, width=64), max_size=8))
 def test_a_miss_gives_what_a_hit_gives(precision, vector):
     """Bit by bit; a vector that the precision cannot hold is the model's own, and is not kept."""
@@ -220,6 +221,7 @@ def test_what_is_no_vector_is_given_as_it_is(cache, answer):
 # -- what is sent ----------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abcdefg"), max_size=6), max_size=6))
 def test_a_text_is_sent_once(batches):
     """Whatever is asked together, each text gets its vector, and nothing is sent again."""

@@ -32,18 +32,16 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 _EMBEDDING_SIZE = 64
+_READ = ("cached_tokens", "cache_write_tokens", "audio_tokens")
+_WRITTEN = (
+    "reasoning_tokens", "audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"
+)  # fmt: skip
 _MODELS = ("gpt-x", "gpt-y", "instruct-x", "embedding-x")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it arrived.
-
-    Attributes:
-        path: Such as "/v1/chat/completions".
-        body: The decoded JSON.
-        headers: With names in lower case.
-    """
+    """One request as it arrived: JSON decoded, names of headers in lower case."""
 
     path: str
     body: Json
@@ -104,14 +102,18 @@ class OpenAIServer:
             behaviour = self._behaviours.popleft() if self._behaviours else Behaviour()
             return len(self.requests), behaviour
 
+    def arrival(self) -> None:
+        """Wait for a request."""
+        while not (self.requests or self._stopping.is_set()):
+            self._stopping.wait(0.01)
+
     def wait(self, seconds: float) -> None:
         """Wait, unless the server is to stop."""
         self._stopping.wait(seconds)
 
     def __enter__(self) -> Self:
         self._lock, self._stopping = Lock(), Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Exchange, self))
-        self._server.daemon_threads = False  # so that closing joins them
+        self._server = _Listener(("127.0.0.1", 0), partial(_Exchange, self))
         self._thread = Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         return self
@@ -121,6 +123,11 @@ class OpenAIServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = False  # so that closing joins them
+    request_queue_size = 128
 
 
 def echo(body: Json, number: int) -> str:
@@ -172,8 +179,7 @@ class _Exchange(BaseHTTPRequestHandler):
                     self._send(answer, behaviour)
 
     def _refuse(self, behaviour: Behaviour) -> None:
-        error = {"message": f"HTTP {behaviour.status}", "type": "error", "param": None}
-        self._send({"error": {**error, "code": None}}, behaviour)
+        self._send({"error": {"message": f"HTTP {behaviour.status}", "type": "error"}}, behaviour)
 
     def _send(self, answer: Json, behaviour: Behaviour | None = None) -> None:
         behaviour = behaviour or Behaviour()
@@ -187,8 +193,7 @@ class _Exchange(BaseHTTPRequestHandler):
         self._begin(behaviour, "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        lines = [json.dumps(event) for event in events] + ["[DONE]"]
-        for at, line in enumerate(lines):
+        for at, line in enumerate([*map(json.dumps, events), "[DONE]"]):
             if at == behaviour.after:
                 self._openai.wait(behaviour.seconds)
                 if behaviour.breaks:
@@ -259,18 +264,16 @@ def _usage(asked: Iterable[str], said: Iterable[str]) -> Json:
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+        "prompt_tokens_details": dict.fromkeys(_READ, 0),
+        "completion_tokens_details": dict.fromkeys(_WRITTEN, 0),
     }
 
 
 def _events(whole: Json, body: Json) -> Iterator[Json]:
     """Return the events of a stream whose parts add up to the whole answer."""
-    event = {**whole, "object": whole["object"].replace("chat.completion", "chat.completion.chunk")}
-    usage = event.pop("usage")
-    has_usage = (body.get("stream_options") or {}).get("include_usage")
-    if has_usage:
-        event["usage"] = None
+    usage, has_usage = whole["usage"], (body.get("stream_options") or {}).get("include_usage")
+    kind = whole["object"].replace("chat.completion", "chat.completion.chunk")
+    event = {**whole, "object": kind, "usage": None}
     for choice in whole["choices"]:
         index, reason = choice["index"], choice["finish_reason"]
         if "text" in choice:
@@ -340,10 +343,12 @@ def _text(message: Json) -> str:
 
 
 def _stopped(text: str, body: Json) -> str:
+    """Cut a text at the first stop word, and where it has as many tokens as it may."""
     stops = body.get("stop") or []
     for stop in [stops] if isinstance(stops, str) else stops:
         text = text.partition(stop)[0]
-    return text
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    return "".join(_words(text)[:limit])
 
 
 def _tool_calls(body: Json, text: str) -> list[Json]:
@@ -360,7 +365,8 @@ def _tool_calls(body: Json, text: str) -> list[Json]:
     calls = []
     for name in names:
         arguments = _example(tools[name].get("parameters") or {}, text, _number(body))
-        function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+        text_of_them = _stopped(json.dumps(arguments, ensure_ascii=False), body)
+        function = {"name": name, "arguments": text_of_them}
         calls.append({"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function})
     return calls
 
@@ -394,6 +400,8 @@ def _example(schema: Json, text: str, number: int, root: Json | None = None) -> 
     kind = schema.get("type", "object")
     if kind == "array":
         return [_example(schema["items"], text, number, root)]
+    if schema.get("format") == "date":
+        return "2024-02-29"
     if kind == "object":
         fields = schema.get("properties", {})
         return {name: _example(field, text, number, root) for name, field in fields.items()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
 
+from ragaccel.cache import Uncacheable
 from ragaccel.fingerprint import class_name, fingerprint, visible
 from ragaccel.sampling import check_sampling, warn_of_sampling
 from ragaccel.transparent import plain_class
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["canonical", "check_sampling", "identity", "takes", "warn_of_sampling"]
 
-#: What a message carries besides what it says.
-_ASIDE: Final = frozenset(("id", "usage_metadata", "response_metadata"))
+#: What a message carries besides what it says to a model.
+_ASIDE: Final = frozenset(("artifact", "id", "response_metadata", "usage_metadata"))
 
 
 def identity(component: Any, options: Options) -> Any:
@@ -35,20 +36,35 @@ def identity(component: Any, options: Options) -> Any:
 
 
 def canonical(part: Any) -> Any:
-    """Return messages and arguments of a call as parts of a key."""
+    """Return messages and arguments of a call as parts of a key.
+
+    Raises:
+        Uncacheable: It is too deep, an object or a class that pydantic has no words for, or a
+            message of a class that LangChain does not know.
+    """
+    try:
+        return _canonical(part)
+    except (RuntimeError, ValueError) as error:
+        raise Uncacheable("key") from error
+
+
+def _canonical(part: Any) -> Any:
     if isinstance(part, dict):
-        return {key: canonical(value) for key, value in part.items()}
+        return {key: _canonical(value) for key, value in part.items()}
     if isinstance(part, (list, tuple)):
-        return [canonical(one) for one in part]
+        return [_canonical(one) for one in part]
     if isinstance(part, BaseMessage):
+        name = class_name(type(part))
+        if not name.startswith("langchain_core."):
+            raise Uncacheable("key")
         fields = {
-            name: value if type(value) is str else canonical(value)
+            name: value if type(value) is str else _canonical(value)
             for name, value in part.__dict__.items()
             if name not in _ASIDE
         }
-        return class_name(type(part)), fields, canonical(part.__pydantic_extra__)
+        return name, fields, _canonical(part.__pydantic_extra__)
     if isinstance(part, BaseModel):
-        return class_name(type(part)), canonical(part.model_dump())
+        return class_name(type(part)), _canonical(part.model_dump())
     if isinstance(part, type) and issubclass(part, BaseModel):
         return class_name(part), part.model_json_schema()
     return part  # a scalar, or something that no key can be made of
@@ -56,6 +72,5 @@ def canonical(part: Any) -> Any:
 
 @functools.cache
 def takes(function: Any, name: str) -> bool:
-    """Tell whether a function has a parameter of that name, or takes any."""
-    parameters = inspect.signature(function).parameters.values()
-    return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)
+    """Tell whether a function has a parameter of that name, as LangChain asks."""
+    return name in inspect.signature(function).parameters

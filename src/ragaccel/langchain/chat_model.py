@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -17,23 +16,21 @@ from langchain_core.language_models.chat_models import BaseChatModel, generate_f
 from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
-from ragaccel.cache import MISSING, Kind, Stale, Uncacheable, flow
+from ragaccel.cache import Kind, Stale, Uncacheable, flow
 from ragaccel.io import run
 from ragaccel.langchain import limiter
 from ragaccel.langchain.calls import canonical, check_sampling, identity, takes, warn_of_sampling
-from ragaccel.langchain.generations import SCHEMA, opened, packed, said, tokens
-from ragaccel.seam import Recording, serve
-from ragaccel.telemetry import attributes
-from ragaccel.telemetry.stage import past_stage
+from ragaccel.langchain.generations import SCHEMA, opened, packed, said, tokens, with_parsed
+from ragaccel.langchain.tape import Tape
+from ragaccel.seam import is_serving, serve
 from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from langchain_core.messages import BaseMessage
     from langchain_core.outputs import ChatGeneration
 
-    from ragaccel.cache import Digest
     from ragaccel.cache.values import Body
     from ragaccel.seam import Options
 
@@ -73,12 +70,14 @@ class _Reply(NamedTuple):
     def generations(self) -> Sequence[ChatGeneration]:
         return self.chunks if self.result is None else self.result.generations
 
-    def whole(self) -> ChatResult:
-        """Return the answer as `_generate` gives it."""
+    def whole(self, schema: Any) -> ChatResult:
+        """Return the answer as `_generate` gives it to who asks for a schema, or for None."""
+        with_parsed(self.generations, schema)
         return generate_from_stream(iter(self.chunks)) if self.result is None else self.result
 
-    def stream(self) -> Sequence[ChatGenerationChunk]:
-        """Return the answer as `_stream` gives it."""
+    def stream(self, schema: Any) -> Sequence[ChatGenerationChunk]:
+        """Return the answer as `_stream` gives it to who asks for a schema, or for None."""
+        with_parsed(self.generations, schema)
         if self.result is None:
             return self.chunks
         return [_as_chunk(one, self.result.llm_output) for one in self.result.generations[:1]]
@@ -145,6 +144,8 @@ class _Chat(_Base):
     ) -> ChatResult:
         given = _given(self, "_generate", run_manager)
         call = super()._generate  # type: ignore[safe-super]
+        if is_serving(self):
+            return call(messages, stop=stop, **given, **kwargs)
 
         async def compute() -> _Reply:
             limiter.wait(self.rate_limiter)
@@ -152,11 +153,12 @@ class _Chat(_Base):
 
         options = options_of(self)
         asked = functools.partial(_parts, self, options, messages, stop, kwargs)
-        return run(
+        reply = run(
             serve(
                 flow.SYNC, self, options, _REPLY, asked, compute, query=messages, stage="generate"
             )
-        ).whole()  # fmt: skip
+        )
+        return reply.whole(kwargs.get("response_format"))
 
     async def _agenerate(
         self,
@@ -167,6 +169,8 @@ class _Chat(_Base):
     ) -> ChatResult:
         given = _given(self, "_agenerate", run_manager)
         call = super()._agenerate
+        if is_serving(self):
+            return await call(messages, stop=stop, **given, **kwargs)
 
         async def compute() -> _Reply:
             await limiter.await_(self.rate_limiter)
@@ -177,7 +181,7 @@ class _Chat(_Base):
         reply = await serve(
             flow.ASYNC, self, options, _REPLY, asked, compute, query=messages, stage="generate"
         )
-        return reply.whole()
+        return reply.whole(kwargs.get("response_format"))
 
     def _stream(
         self,
@@ -186,22 +190,21 @@ class _Chat(_Base):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        options, given = options_of(self), _given(self, "_stream", run_manager)
-        tape = _Tape(
-            self, options, functools.partial(_parts, self, options, messages, stop, kwargs)
-        )
-        found = run(tape.find(flow.SYNC))
-        if found is not None:
-            for chunk in found.stream():
-                if run_manager is not None:
-                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        given = {} if run_manager is None else {"run_manager": run_manager}
+        call = functools.partial(super()._stream, messages, stop=stop, **given, **kwargs)
+        if is_serving(self):
+            yield from call()
             return
-        limiter.wait(self.rate_limiter)
-        for chunk in super()._stream(messages, stop=stop, **given, **kwargs):
-            tape.record(chunk)
+        tape = _tape(self, messages, stop, kwargs)
+        found = run(tape.find(flow.SYNC))
+        if found is None:
+            limiter.wait(self.rate_limiter)
+            yield from tape.record(call())
+            return
+        for chunk in found.stream(kwargs.get("response_format")):
+            if run_manager is not None:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
-        run(tape.keep(messages))
 
     async def _astream(
         self,
@@ -210,85 +213,28 @@ class _Chat(_Base):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        options, given = options_of(self), _given(self, "_astream", run_manager)
-        tape = _Tape(
-            self, options, functools.partial(_parts, self, options, messages, stop, kwargs)
-        )
-        found = await tape.find(flow.ASYNC)
-        if found is not None:
-            for chunk in found.stream():
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+        given = {} if run_manager is None else {"run_manager": run_manager}
+        call = functools.partial(super()._astream, messages, stop=stop, **given, **kwargs)
+        if is_serving(self):
+            async for chunk in call():
                 yield chunk
             return
-        await limiter.await_(self.rate_limiter)
-        async for chunk in super()._astream(messages, stop=stop, **given, **kwargs):
-            tape.record(chunk)
+        tape = _tape(self, messages, stop, kwargs)
+        found = await tape.find(flow.ASYNC)
+        if found is None:
+            await limiter.await_(self.rate_limiter)
+            async for chunk in tape.arecord(call()):
+                yield chunk
+            return
+        for chunk in found.stream(kwargs.get("response_format")):
+            if run_manager is not None:
+                await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
-        await tape.keep(messages)
 
 
 # LangChain asks for it at every call, and working it out takes as long as finding the answer.
 _Chat._generate.__signature__ = inspect.signature(_Chat._generate)  # type: ignore[attr-defined]
 _Chat._agenerate.__signature__ = inspect.signature(_Chat._agenerate)  # type: ignore[attr-defined]
-
-
-class _Tape:
-    """A stream that is served from the cache, or recorded while it is passed on.
-
-    Only a stream that came to its end is kept.
-    """
-
-    def __init__(self, model: Any, options: Options, parts: Callable[[], Any]) -> None:
-        self._options, self._model = options, model
-        self._key: Digest | None = options.key(_REPLY.name, parts)
-        self._chunks: list[msgspec.Raw] | None = []
-        self._recording: Recording | None = None
-        self._started = time.time_ns()
-
-    async def find(self, io: flow.IO) -> _Reply | None:
-        """Return what is kept, or begin to record."""
-        cache = self._options.cache
-        if self._key is None or cache is None:
-            return None
-        whose = self._options.namespace
-        found = (await cache.find_many(io, [self._key], kind=_REPLY, namespace=whose))[0]
-        if found is MISSING:
-            self._recording = Recording(io, self._options, _REPLY)
-            return None
-        self._tell(is_hit=True)
-        reply: _Reply = found
-        return reply
-
-    def record(self, chunk: ChatGenerationChunk) -> None:
-        """Keep a copy of a chunk as it is now."""
-        if self._recording is None or self._chunks is None:
-            return
-        try:
-            self._chunks.append(msgspec.Raw(_encoder.encode(packed(chunk))))
-        except (Uncacheable, TypeError, ValueError, OverflowError):
-            self._chunks = None
-
-    async def keep(self, query: Any) -> None:
-        """Keep the whole stream."""
-        self._tell(is_hit=False)
-        if self._recording is None or self._key is None:
-            return
-        if self._chunks is None:
-            if self._options.cache is not None:
-                self._options.cache.bypass("value")
-            return
-        chunks = [opened(*msgspec.msgpack.decode(one)) for one in self._chunks]
-        reply = _Reply(None, chunks, self._chunks)
-        await self._recording.keep({self._key: reply}, {self._key: query})
-
-    def _tell(self, *, is_hit: bool) -> None:
-        """Record the stage when it is over: it must not be current while others have the turn."""
-        about: dict[str, Any] = {
-            attributes.COMPONENT: type(self._model).__name__,
-            attributes.CACHE_HIT: is_hit,
-        }
-        past_stage("generate", self._started, time.time_ns(), about)
 
 
 def accelerated(model: BaseChatModel, options: Options) -> BaseChatModel:
@@ -298,7 +244,7 @@ def accelerated(model: BaseChatModel, options: Options) -> BaseChatModel:
 
 
 def _given(model: Any, name: str, run_manager: Any) -> dict[str, Any]:
-    """Return the run manager for models that take one."""
+    """Return the run manager for models whose method has a parameter for it."""
     method = getattr(plain_class(type(model)), name)
     return {"run_manager": run_manager} if takes(method, "run_manager") else {}
 
@@ -316,13 +262,24 @@ def _parts(
     return identity(model, options), [canonical(one) for one in messages], stop, asked
 
 
+def _tape(
+    model: Any, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+) -> Tape[_Reply]:
+    def parts() -> Any:
+        if kwargs.get("n", getattr(model, "n", None)) not in (None, 1):
+            raise Uncacheable("key")  # a stream does not give each of several answers
+        return _parts(model, options_of(model), messages, stop, kwargs)
+
+    return Tape(model, _REPLY, parts, functools.partial(_Reply, None), messages)
+
+
 def _as_chunk(generation: ChatGeneration, output: dict[str, Any] | None) -> ChatGenerationChunk:
     """Return a whole answer as the one chunk of a stream."""
     message: Any = generation.message
     calls: list[Any] = [
         {
             "name": one["name"],
-            "args": one["args"] if isinstance(one["args"], str) else json.dumps(one["args"]),
+            "args": json.dumps(one["args"]) if isinstance(one["args"], dict) else one["args"],
             "id": one["id"],
             "index": at,
             "type": "tool_call_chunk",

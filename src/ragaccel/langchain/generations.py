@@ -18,7 +18,7 @@ from ragaccel.cache import Uncacheable, digest
 from ragaccel.cache.values import check_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 T = TypeVar("T")
 
@@ -53,8 +53,8 @@ def packed(generation: Generation) -> list[Any]:
         fields["text"] = None if text == message.content else str(text)
         its = {**message.__dict__, "id": None}
         parsed = its["additional_kwargs"].get("parsed")
-        if isinstance(parsed, BaseModel):  # LangChain's parsers take a dict as well
-            its["additional_kwargs"] = {**its["additional_kwargs"], "parsed": parsed.model_dump()}
+        if isinstance(parsed, BaseModel):
+            its["additional_kwargs"] = {**its["additional_kwargs"], "parsed": _dumped(parsed)}
         at = len(_TEXTS) + _CHATS.index((cls, type(message)))
         parts = [at, fields, its, message.__pydantic_extra__ or None]
     check_plain(parts)
@@ -75,6 +75,31 @@ def opened(
     fields["text"] = _text(TextAccessor, message["content"] if text is None else text)
     fields["message"] = _made(kind, message, {} if extra is None else extra)
     return _made(generation, fields, None)
+
+
+def with_parsed(generations: Sequence[ChatGeneration], schema: Any) -> None:
+    """Make what was parsed an object of its class again, where the call names the class."""
+    if not (isinstance(schema, type) and issubclass(schema, BaseModel)):
+        return
+    for one in generations:
+        its = one.message.additional_kwargs
+        if isinstance(its.get("parsed"), dict):
+            its["parsed"] = schema(**its["parsed"])
+
+
+def _dumped(parsed: BaseModel) -> dict[str, Any]:
+    """Return a parsed answer as a dict, of which LangChain's parsers make it again.
+
+    Raises:
+        Uncacheable: They would not, or would make another one.
+    """
+    try:
+        dumped = parsed.model_dump(mode="json", by_alias=True, warnings=False)
+        if type(parsed)(**dumped) == parsed:
+            return dumped
+    except (TypeError, ValueError) as error:
+        raise Uncacheable("value") from error
+    raise Uncacheable("value")
 
 
 def tokens(generations: Iterable[Generation]) -> tuple[int, int]:

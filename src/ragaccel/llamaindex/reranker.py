@@ -363,7 +363,8 @@ def _telling(
     """Apply a ranking, and tell what the post-processor tells of ranking."""
     names = _names(plain_class(type(reranker)))
     legacy: AbstractContextManager[Any] = contextlib.nullcontext()
-    top_n, model = getattr(reranker, "top_n", len(nodes)), _model_name(reranker)
+    top_n, model = getattr(reranker, "top_n", None), _model_name(reranker)
+    top_n = top_n if isinstance(top_n, int) else len(nodes)
     if "ReRankStartEvent" in names:
         _dispatcher.event(
             ReRankStartEvent(query=bundle, nodes=nodes, top_n=top_n, model_name=model)
