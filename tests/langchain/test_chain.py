@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import pytest
@@ -13,6 +14,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import (
     ConfigurableField,
     RunnableBranch,
@@ -242,3 +244,22 @@ def test_what_holds_nothing_is_refused_with_advice(hidden):
     """The message says what to wrap instead."""
     with pytest.raises(UnsupportedComponentError, match="wrap the model, retriever"):
         accelerate(hidden)
+
+
+class Limiter(BaseRateLimiter):
+    """Lets everybody pass."""
+
+    def acquire(self, *, blocking=True):
+        return True
+
+    async def aacquire(self, *, blocking=True):
+        return True
+
+
+def test_a_pickled_models_original_has_its_own_limiter():
+    """Unwrapped in another process, it waits as it did."""
+    fast = accelerate(Model(rate_limiter=Limiter()))
+    other = pickle.loads(pickle.dumps(fast))
+    assert type(unwrap(other).rate_limiter) is Limiter
+    assert type(other.rate_limiter) is type(fast.rate_limiter) is not Limiter
+    assert type(copy.deepcopy(fast).rate_limiter) is type(fast.rate_limiter)

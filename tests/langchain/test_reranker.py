@@ -289,6 +289,25 @@ def test_what_copies_share_they_share_again(name, state, call, cache):
         assert [at is not None for at in shared] == [SHARING[name]] * len(found)
 
 
+def test_a_copy_is_of_the_document_whose_metadata_it_shares(cache):
+    """Of two that say the same."""
+    script = [(1, "copy", True), (1, "mark", False)]
+    for compressor in (Scripted(script=script), accelerate(Scripted(script=script), cache=cache)):
+        for _ in range(2):
+            told = account(compress, compressor, [Document("a"), Document("a")])
+            assert told["whose metadata is"] == [1]
+    assert cache.stats().hits == {"memory": 1}
+
+
+def test_texts_are_not_kept_again(cache):
+    """Of a copy is kept which document it is of."""
+    fast = accelerate(Copying(), cache=cache)
+    for _ in range(2):
+        compress(fast, [Document("".join(map(str, range(at, at + 9999)))) for at in range(4)])
+    assert cache.stats().hits == {"memory": 1}
+    assert 0 < cache.stats().levels["memory"].bytes < 9999
+
+
 OPERATIONS = {
     "copy": lambda one: one.model_copy(),
     "deep copy": lambda one: one.model_copy(deep=True),
@@ -298,6 +317,7 @@ OPERATIONS = {
     "mark": lambda one: one.metadata.update(mark=0.5),
     "mark first": lambda one: setattr(one, "metadata", {"first": True, **one.metadata}),
     "replace": lambda one: one.metadata.update(tags=["replaced"]),
+    "own": lambda one: setattr(one, "metadata", dict(one.metadata)),
     "forget": lambda one: one.metadata.clear(),
     "rename": lambda one: setattr(one, "id", "renamed"),
     "unname": lambda one: setattr(one, "id", None),
@@ -410,6 +430,25 @@ def test_questions_and_documents_are_told_apart(cache):
             assert [whole(one) for one in compress(fast, given)] == expected
         assert compress(fast, documents(), "dark")[0].page_content == "the dark wood"
     assert len(fast._asked) == 7
+
+
+@pytest.mark.parametrize("operation", ["rename", "mark"])
+def test_documents_that_are_one_are_told_apart_from_equal_ones(operation, cache):
+    """What is done to one is done to the other where they are, or share, the same."""
+
+    def docs(shared):
+        one, two = Document("a", metadata={"n": 1}), Document("a", metadata={"n": 1})
+        if shared == (operation == "mark"):
+            two.metadata = one.metadata
+        return [one, one if shared and operation == "rename" else two]
+
+    fast = accelerate(Scripted(script=[(0, operation, True)]), cache=cache)
+    for _ in range(2):
+        for shared in (True, False):
+            plain = Scripted(script=[(0, operation, True)])
+            expected = account(compress, plain, docs(shared))
+            assert account(compress, fast, docs(shared)) == expected
+    assert cache.stats().misses == 2
 
 
 def test_settings_are_told_apart(cache):
@@ -658,7 +697,15 @@ def test_spans_tell_whether_it_was_a_hit(cache, spans):
     told = [one for one in spans.get_finished_spans() if one.name == "rerank"]
     assert [one.attributes["ragaccel.cache.hit"] for one in told] == [False, True]
     assert told[0].attributes["ragaccel.component"] == "Compressor"
-    assert "red" not in "".join(one.to_json() for one in told).replace("redis", "")
+    assert "red tree" not in "".join(one.to_json() for one in spans.get_finished_spans())
+
+
+async def test_methods_that_call_each_other_are_one_stage(cache, spans):
+    """The compressor's own calls are part of the one that is served."""
+    fast = accelerate(Native(), cache=cache)
+    for _ in range(2):
+        await fast.acompress_documents(documents(), QUERY)
+    assert [one.name for one in spans.get_finished_spans()].count("rerank") == 2
 
 
 # -- what it is ------------------------------------------------------------------------------------
@@ -781,6 +828,19 @@ def test_encoders_are_told_apart(cache):
     for form in ("floats", "an array", "floats"):
         accelerate(Encoder(form=form), cache=cache).score(PAIRS[:1])
     assert cache.stats().misses == 2
+
+
+def test_arguments_of_an_encoder_are_told_apart(cache):
+    """They reach it, too."""
+
+    class Scaling(Encoder):
+        def score(self, text_pairs, *, scale=1.0):
+            return [scale * one for one in super().score(text_pairs)]
+
+    fast = accelerate(Scaling(), cache=cache)
+    for scale in (1.0, 0.5, 1.0, 0.5):
+        assert fast.score(PAIRS, scale=scale) == Scaling().score(PAIRS, scale=scale)
+    assert len(fast._asked) == 8
 
 
 def test_odd_pairs_and_scores_go_past_the_cache(cache):

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 from langchain_core.rate_limiters import BaseRateLimiter
+
+
+def _itself(limiter: Any) -> Any:
+    return limiter
 
 
 class MissLimiter(BaseRateLimiter):
@@ -14,6 +21,12 @@ class MissLimiter(BaseRateLimiter):
 
     def __init__(self, inner: BaseRateLimiter) -> None:
         self.inner = inner
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MissLimiter:
+        return MissLimiter(copy.deepcopy(self.inner, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self.inner,)  # in another process it is put around it again
 
     def acquire(self, *, blocking: bool = True) -> bool:
         """Do not wait."""

@@ -390,7 +390,6 @@ def _change_of(made: _Seen, before: Sequence[_Seen]) -> _Change:
     likenesses: tuple[Callable[[_Seen], bool], ...] = (
         lambda one: one.metadata is made.metadata,
         lambda one: one.text == made.text,
-        lambda one: one.id is not None and one.id == made.id,
         lambda one: one.about() == made.about(),
     )
     for is_like in likenesses:

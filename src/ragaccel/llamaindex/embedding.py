@@ -6,6 +6,7 @@ and an image never share an entry.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 from io import BytesIO
@@ -34,6 +35,10 @@ else:
     _Base = object
 
 
+def _itself(limiter: Any) -> Any:
+    return limiter
+
+
 class MissLimiter(BaseRateLimiter):
     """Lets LlamaIndex pass, which asks before it knows whether there will be a call.
 
@@ -43,6 +48,12 @@ class MissLimiter(BaseRateLimiter):
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MissLimiter:
+        return MissLimiter(copy.deepcopy(self.inner, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self.inner,)  # in another process it is put around it again
 
     def acquire(self, num_tokens: int = 0) -> None:
         """Do not wait."""
@@ -208,17 +219,19 @@ def _parts(model: Any, sort: str) -> Callable[[Any], Any]:
     return lambda asked: (*shared(), seen(asked))
 
 
-def _pixels(image: Any) -> bytes:
-    """Return a digest of an image's bytes.
+def _pixels(image: Any) -> tuple[int, bytes]:
+    """Return a digest of an image's bytes, and where a model begins to read them.
 
     Raises:
-        Uncacheable: It cannot be read.
+        Uncacheable: They cannot be read.
     """
-    if isinstance(image, BytesIO):
-        data = image.getvalue()
-    else:
-        try:
-            data = Path(image).read_bytes()
-        except (OSError, TypeError, ValueError) as error:
-            raise Uncacheable("key") from error
-    return hashlib.blake2b(data, digest_size=20).digest()
+    try:
+        if isinstance(image, BytesIO):
+            start, data = image.tell(), image.getvalue()
+        elif Path(image).is_file():
+            start, data = 0, Path(image).read_bytes()
+        else:
+            raise Uncacheable("key")
+    except (OSError, TypeError, ValueError) as error:
+        raise Uncacheable("key") from error
+    return start, hashlib.blake2b(data, digest_size=20).digest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.chat_engine.types import BaseChatEngine
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
+#: Post-processors that cost less than a look into the cache.
+_CHEAP: Final = frozenset(
+    f"llama_index.core.postprocessor.{name}"
+    for name in ("metadata_replacement", "node", "node_recency")
+)
 _WHOLES = (BaseQueryEngine, BaseChatEngine, BaseSynthesizer)
 
 
@@ -87,7 +92,9 @@ def _parts(whole: Any, options: Options) -> dict[str, Any]:
         if options.identity is not None:
             its = replace(options, identity=f"{options.identity}/{name}")
         if isinstance(value, list):
-            made: Any = [_wrapped(one, its) for one in value]
+            made: Any = [
+                one if type(one).__module__ in _CHEAP else _wrapped(one, its) for one in value
+            ]
             same = all(new is old for new, old in zip(made, value, strict=True))
         else:
             made = _wrapped(value, its)

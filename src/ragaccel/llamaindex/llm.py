@@ -7,6 +7,7 @@ tell the same. A call and its streaming and async twins share one entry.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import time
 from contextvars import ContextVar
@@ -100,6 +101,10 @@ class _LLM(_Base):
         return await _astream(_Call(self, "astream_complete", args, kwargs), call)
 
 
+def _itself(limiter: Any) -> Any:
+    return limiter
+
+
 class MissLimiter(BaseRateLimiter):
     """Waits for calls to the provider only, not for what the cache serves.
 
@@ -109,6 +114,12 @@ class MissLimiter(BaseRateLimiter):
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MissLimiter:
+        return MissLimiter(copy.deepcopy(self.inner, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self.inner,)  # in another process it is put around it again
 
     def acquire(self, num_tokens: int = 0) -> None:
         """Wait until a call may be made."""
