@@ -195,3 +195,17 @@ def test_a_wrapped_component_has_the_fingerprint_of_its_plain_self(plain):
     assert unwrap(wrapped.part if within else wrapped) is (plain.part if within else plain)
     assert fingerprint(wrapped) == fingerprint(plain)
     assert visible(wrapped) == visible(plain)
+
+
+def test_sets_are_told_apart_by_what_is_in_them():
+    """In whatever order they give it."""
+
+    class Settings(BaseModel):
+        allowed: set = set()
+
+    prints = [
+        fingerprint(Settings(allowed=allowed))[1]
+        for allowed in ({"a", "b"}, {"b", "a"}, {"a"}, set(), {1}, {"1"})
+    ]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 5

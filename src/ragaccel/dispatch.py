@@ -6,10 +6,10 @@ By name, so that a framework is imported only where an object of it already exis
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args
 
-from ragaccel.errors import UnsupportedComponentError
-from ragaccel.seam import Options
+from ragaccel.errors import ConfigurationError, UnsupportedComponentError
+from ragaccel.seam import Options, Precision
 from ragaccel.transparent import unwrap
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def accelerate(
     ttl: TTL = None,
     identity: str | None = None,
     cache_sampled: bool = False,
-    precision: Literal["float32", "float16"] = "float32",
+    precision: Precision = "float32",
     batch: MicroBatcher[Any, Any] | bool = False,
 ) -> T:
     """Return an object of the same class that traces and, if asked to, caches.
@@ -95,6 +95,7 @@ def accelerate(
     Raises:
         UnsupportedComponentError: The object is none that can be wrapped; the message says what is.
         ConfigurationError: It cannot be told apart from others of its class; give an `identity`.
+            Or an option is none of those it can be.
     """
     names = [f"{base.__module__}.{base.__qualname__}" for base in type(obj).__mro__]
     home = next(
@@ -110,6 +111,8 @@ def accelerate(
         from ragaccel.cache.terms import checked
 
         checked(ttl)
+    if precision not in get_args(Precision):
+        raise ConfigurationError(f"precision must be float32 or float16, got {precision!r}.")
     pattern = None
     if batch:
         from ragaccel.batching import MicroBatcher

@@ -114,6 +114,8 @@ def _canonical(value: Any) -> Any:
     """Return a setting as parts of a key: of a component within, its own class and settings."""
     if isinstance(value, dict):
         return {key: _canonical(one) for key, one in value.items()}
+    if isinstance(value, (set, frozenset)):
+        value = ("\0set", *sorted(value, key=repr))
     if isinstance(value, (list, tuple)):
         return [_canonical(one) for one in value]
     if isinstance(value, Enum):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Precision = Literal["float32", "float16"]
+
 _serving: ContextVar[frozenset[int]] = ContextVar("ragaccel_serving", default=frozenset())
 
 
@@ -54,7 +56,7 @@ class Options:
     ttl: TTL = None
     identity: str | None = None
     cache_sampled: bool = False
-    precision: Literal["float32", "float16"] = "float32"
+    precision: Precision = "float32"
     batch: MicroBatcher[Any, Any] | None = None
 
     def __deepcopy__(self, memo: object) -> Self:

@@ -8,6 +8,7 @@ import pytest
 from langchain_core.embeddings import Embeddings
 
 from ragaccel import MicroBatcher, MultiLevelCache, accelerate
+from ragaccel.errors import ConfigurationError
 from tests.langchain.embeddings import HashEmbeddings
 
 TEXTS = [f"text {number}" for number in range(20)]
@@ -60,3 +61,10 @@ async def test_queries_go_with_texts_where_the_model_makes_no_difference(
         assert vector == pytest.approx(expected, abs=1e-6)
     assert len(calls) <= most
     assert sorted(text for call in calls for text in call) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("precision", ["float8", None, 16])
+def test_a_precision_that_is_none_is_refused_at_once(made, precision):
+    """It is said what can be."""
+    with pytest.raises(ConfigurationError, match="float32 or float16"):
+        accelerate(made(""), precision=precision)
