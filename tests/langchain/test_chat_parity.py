@@ -800,7 +800,9 @@ def test_configurable_alternatives_are_seen(server, fast, model, cache):
         lambda model: model.with_retry(stop_after_attempt=2),
         lambda model: model.with_fallbacks([model]),
         lambda model: ChatPromptTemplate.from_messages([("human", "{question}")]) | model,
-        lambda model: {"a": model, "b": model} | RunnableLambda(lambda both: both["a"]),
+        lambda model: (
+            {"a": model, "b": model.bind(stop=["x"])} | RunnableLambda(lambda both: both["a"])
+        ),
     ],
     ids=["bind", "with_config", "with_retry", "with_fallbacks", "prompt", "parallel"],
 )
