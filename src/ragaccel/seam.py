@@ -84,11 +84,12 @@ class Options:
         with telemetry.stage("preprocess") as span:
             try:
                 whose = self.cache.namespace if self.namespace is None else self.namespace
-                return [digest(whose, kind, one) for one in parts()]
+                keys = [digest(whose, kind, one) for one in parts()]
             except Uncacheable as reason:
                 self.cache.bypass(reason.reason)
-                span.set({attributes.CACHE_BYPASS: True})
-                return None
+                keys = None
+            span.set({attributes.CACHE_BYPASS: keys is None})
+            return keys
 
 
 def is_serving(component: object) -> bool:
