@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import Enum
 from functools import lru_cache, partial
 from types import FunctionType, MethodType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ragaccel.cache import Uncacheable, digest
+
+if TYPE_CHECKING:
+    from ragaccel.seam import Options
 
 #: Settings that decide only how, not what, a component answers.
 _HOW: Final = frozenset(
@@ -28,7 +32,7 @@ _PLAIN: Final = frozenset(("llama_index.core.types.BaseOutputParser",))
 _DECIDING: Final = (str, bool, Enum, type, FunctionType, MethodType, partial)
 _SCALARS: Final = frozenset((str, int, float, bool, type(None)))
 _SECRET: Final = re.compile(
-    r"(^|_)(api_?key|key|secret|password|token|credentials?|auth\w*|headers?)$", re.IGNORECASE
+    r"(^|_)(api_?key|key|secret|password|token|credentials?|auth\w*|cookies?)$", re.IGNORECASE
 )
 
 
@@ -46,6 +50,17 @@ def fingerprint(component: object) -> tuple[str, bytes]:
         return class_name(type(component)), bytes(digest("", "config", _settings(component)))
     except (Uncacheable, RecursionError) as error:
         raise Uncacheable("component") from error
+
+
+def identity(component: object, options: Options) -> Any:
+    """Tell a component apart from others: by its live settings, or by the user's name for it.
+
+    Raises:
+        Uncacheable: It has settings that have no canonical form, and no name.
+    """
+    if options.identity is None:
+        return fingerprint(component)
+    return class_name(type(component)), options.identity, visible(component)
 
 
 def visible(component: object) -> dict[str, bytes]:
@@ -76,7 +91,15 @@ def _raw_settings(component: object) -> dict[str, Any]:
     names = _fields(cls)
     if names is None:
         names = _told(tuple(getattr(component, "__dict__", ())))
-    return {name: getattr(component, name) for name in names}
+    return {name: _without_secrets(name, getattr(component, name)) for name in names}
+
+
+def _without_secrets(name: str, value: Any) -> Any:
+    """Leave secrets out of headers; by the others, gateways choose models and versions."""
+    if not isinstance(value, Mapping) or not name.endswith("headers"):
+        return value
+    told = {one: value[one] for one in value if not _SECRET.search(str(one).replace("-", "_"))}
+    return told or None
 
 
 def _private_settings(component: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ragaccel import telemetry
@@ -61,6 +61,12 @@ class Options:
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
+
+    def part(self, name: str) -> Options:
+        """Return the options for a part of an object that the user has named."""
+        if self.identity is None:
+            return self
+        return replace(self, identity=f"{self.identity}/{name}")
 
     def key(self, kind: str, parts: Callable[[], Any]) -> Digest | None:
         """Return the key of a call, or None where there is no cache or can be no key.

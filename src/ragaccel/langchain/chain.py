@@ -7,17 +7,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from langchain_core.cross_encoders import BaseCrossEncoder
+from langchain_core.documents import BaseDocumentCompressor
+from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel, BaseLLM
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel
 
 from ragaccel.errors import UnsupportedComponentError
 from ragaccel.fingerprint import class_name
-from ragaccel.langchain.pieces import adapter_of, of_part
-from ragaccel.transparent import plain_class, unwrap, wrap
+from ragaccel.transparent import adapter_of, plain_class, unwrap, wrap
 
 if TYPE_CHECKING:
     from ragaccel.seam import Options
 
+#: Base class of what is wrapped -> the module of the adapter, imported when there is such a thing.
+_ADAPTERS: Final[dict[type, str]] = {
+    BaseChatModel: "chat_model",
+    BaseLLM: "llm",
+    BaseRetriever: "retriever",
+    Embeddings: "embeddings",
+    BaseDocumentCompressor: "reranker",
+    BaseCrossEncoder: "reranker",
+}
 #: Retrievers that add nothing to what they ask, so that it is their parts that are wrapped.
 _RETRIEVERS: Final = frozenset(
     f"langchain_classic.retrievers.{name}"
@@ -54,7 +67,7 @@ def accelerated(obj: Any, options: Options) -> Any:
 def _wrapped(part: Any, options: Options) -> Any:
     """Return a part wrapped, or as it is where nothing in it can be."""
     plain = unwrap(part)
-    adapter = adapter_of(plain)
+    adapter = adapter_of(plain, _ADAPTERS, "ragaccel.langchain")
     if adapter is not None and class_name(plain_class(type(plain))) not in _RETRIEVERS:
         return adapter(plain, options)
     if isinstance(plain, Runnable) and isinstance(plain, BaseModel):
@@ -66,7 +79,7 @@ def _wrapped(part: Any, options: Options) -> Any:
 def _rebuilt(whole: BaseModel, options: Options) -> Any:
     """Return a copy of an object with its parts wrapped, or the object if there are none."""
     parts = {
-        name: _within(value, of_part(options, name))
+        name: _within(value, options.part(name))
         for name, value in whole.__dict__.items()
         if name in type(whole).model_fields
     }
@@ -81,9 +94,9 @@ def _rebuilt(whole: BaseModel, options: Options) -> Any:
 def _within(value: Any, options: Options) -> Any:
     """Return a field's value with the parts in it wrapped; the same object if there are none."""
     if isinstance(value, dict):
-        made: Any = {key: _within(one, of_part(options, str(key))) for key, one in value.items()}
+        made: Any = {key: _within(one, options.part(str(key))) for key, one in value.items()}
         return made if any(made[key] is not value[key] for key in value) else value
     if type(value) in (list, tuple):
-        made = type(value)(_within(one, of_part(options, str(at))) for at, one in enumerate(value))
+        made = type(value)(_within(one, options.part(str(at))) for at, one in enumerate(value))
         return made if any(new is not old for new, old in zip(made, value, strict=True)) else value
     return _wrapped(value, options)

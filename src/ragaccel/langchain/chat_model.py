@@ -17,13 +17,24 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from ragaccel.cache import Kind, Stale, Uncacheable, flow
+from ragaccel.fingerprint import identity
 from ragaccel.io import run
 from ragaccel.langchain import limiter
-from ragaccel.langchain.calls import canonical, check_sampling, identity, takes, warn_of_sampling
-from ragaccel.langchain.generations import SCHEMA, opened, packed, said, tokens, with_parsed
-from ragaccel.langchain.tape import Tape
+from ragaccel.langchain.calls import canonical, check_one_answer, takes
+from ragaccel.langchain.generations import (
+    CACHED,
+    SCHEMA,
+    Chunks,
+    opened,
+    packed,
+    said,
+    tokens,
+    with_parsed,
+)
+from ragaccel.sampling import check_sampling, warn_of_sampling
 from ragaccel.seam import is_serving, serve
-from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
+from ragaccel.tape import Tape
+from ragaccel.transparent import keep_defaults, options_of, plain_class, put_around, wrap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -40,7 +51,6 @@ else:
 
 #: Arguments that decide how an answer is brought, not what it is.
 _HOW: Final = frozenset(("stream", "stream_usage"))
-_CACHED: Final = {"ragaccel_cached": True}
 _encoder: Final = msgspec.msgpack.Encoder()
 
 
@@ -100,7 +110,7 @@ def _open(body: Body) -> tuple[_Reply, None]:
         raise Stale  # another version of langchain-core wrote it
     generations = [opened(*one) for one in stored.generations]
     for one in generations if not stored.is_stream else generations[-1:]:
-        one.message.response_metadata |= _CACHED
+        one.message.response_metadata |= CACHED
     for one in generations:
         if one.message.usage_metadata is not None:  # as LangChain marks what costs nothing again
             one.message.usage_metadata["total_cost"] = 0
@@ -133,7 +143,7 @@ class _Chat(_Base):
     @classmethod
     def finish_clone(cls, clone: Any) -> None:
         """Let the rate limiter wait for calls only."""
-        clone.__dict__["rate_limiter"] = limiter.only_on_misses(clone.rate_limiter)
+        put_around(clone, "rate_limiter", limiter.MissLimiter)
 
     def _generate(
         self,
@@ -266,11 +276,10 @@ def _tape(
     model: Any, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
 ) -> Tape[_Reply]:
     def parts() -> Any:
-        if kwargs.get("n", getattr(model, "n", None)) not in (None, 1):
-            raise Uncacheable("key")  # a stream does not give each of several answers
+        check_one_answer(model, kwargs)
         return _parts(model, options_of(model), messages, stop, kwargs)
 
-    return Tape(model, _REPLY, parts, functools.partial(_Reply, None), messages)
+    return Tape(model, _REPLY, parts, Chunks(functools.partial(_Reply, None)), messages)
 
 
 def _as_chunk(generation: ChatGeneration, output: dict[str, Any] | None) -> ChatGenerationChunk:

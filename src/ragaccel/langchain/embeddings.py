@@ -13,8 +13,8 @@ from langchain_core.embeddings import Embeddings
 
 from ragaccel.cache import Uncacheable, flow
 from ragaccel.embedded import embed_many, embed_one
+from ragaccel.fingerprint import identity
 from ragaccel.io import run
-from ragaccel.langchain.calls import identity
 from ragaccel.seam import is_serving, serving
 from ragaccel.transparent import keep_defaults, options_of, wrap
 

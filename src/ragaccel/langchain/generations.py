@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+import msgspec
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.base import TextAccessor
 from langchain_core.outputs import (
@@ -18,9 +19,13 @@ from ragaccel.cache import Uncacheable, digest
 from ragaccel.cache.values import check_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+#: How an answer is marked that was not asked for now.
+CACHED: Final = {"ragaccel_cached": True}
 
 _TEXTS: Final = (Generation, GenerationChunk)
 _CHATS: Final = ((ChatGeneration, AIMessage), (ChatGenerationChunk, AIMessageChunk))
@@ -28,6 +33,7 @@ _CHATS: Final = ((ChatGeneration, AIMessage), (ChatGenerationChunk, AIMessageChu
 SCHEMA: Final = digest(
     "", "langchain.llm", [[*cls.model_fields] for cls in (*_TEXTS, *sum(_CHATS, ()))]
 )[:4]
+_encoder: Final = msgspec.msgpack.Encoder()
 _new: Final = object.__new__
 _set: Final = object.__setattr__
 _text: Final = str.__new__
@@ -132,3 +138,37 @@ def _made(cls: type[T], fields: dict[str, Any], extra: dict[str, Any] | None) ->
     _set(made, "__pydantic_extra__", extra)
     _set(made, "__pydantic_private__", None)
     return made
+
+
+class Chunks(Generic[R]):
+    """Records the chunks of a stream; of an empty one there is nothing to keep.
+
+    Args:
+        reply: Makes an answer of chunks, and of the same as they are stored.
+    """
+
+    def __init__(self, reply: Callable[[Sequence[Any], Sequence[msgspec.Raw]], R]) -> None:
+        self._reply = reply
+        self._stored: list[msgspec.Raw] | None = []
+
+    def add(self, chunk: Generation) -> None:
+        """Keep a copy of a chunk as it is now."""
+        if self._stored is None:
+            return
+        try:
+            self._stored.append(msgspec.Raw(_encoder.encode(packed(chunk))))
+        except (Uncacheable, TypeError, ValueError, OverflowError):
+            self._stored = None
+
+    def answer(self) -> R | None:
+        """Return the answer that the chunks make, or None if there were none.
+
+        Raises:
+            Uncacheable: One of them would not come back equal.
+        """
+        if self._stored is None:
+            raise Uncacheable("value")
+        if not self._stored:
+            return None
+        chunks = [opened(*msgspec.msgpack.decode(one)) for one in self._stored]
+        return self._reply(chunks, self._stored)

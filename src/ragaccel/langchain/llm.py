@@ -17,11 +17,13 @@ from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from ragaccel.cache import Kind, Stale, Uncacheable, flow
+from ragaccel.fingerprint import identity
 from ragaccel.io import run
-from ragaccel.langchain.calls import canonical, check_sampling, identity, takes, warn_of_sampling
-from ragaccel.langchain.generations import SCHEMA, opened, packed, said
-from ragaccel.langchain.tape import Tape
+from ragaccel.langchain.calls import canonical, check_one_answer, takes
+from ragaccel.langchain.generations import CACHED, SCHEMA, Chunks, opened, packed, said
+from ragaccel.sampling import check_sampling, warn_of_sampling
 from ragaccel.seam import is_serving, serve, serve_many
+from ragaccel.tape import Tape
 from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-_CACHED: Final = {"ragaccel_cached": True}
 _encoder: Final = msgspec.msgpack.Encoder()
 
 
@@ -93,7 +94,7 @@ def _open(body: Body) -> tuple[_Reply, None]:
         raise Stale  # another version of langchain-core wrote it
     generations = [opened(*one) for one in stored.generations]
     for one in generations[-1:] if stored.is_stream else generations:
-        one.generation_info = {**(one.generation_info or {}), **_CACHED}
+        one.generation_info = {**(one.generation_info or {}), **CACHED}
     return _Reply(generations, stored.is_stream), None
 
 
@@ -276,8 +277,8 @@ def _parts(model: Any, stop: list[str] | None, kwargs: dict[str, Any]) -> Callab
 
 def _tape(model: Any, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]) -> Tape[_Reply]:
     def parts() -> Any:
-        if kwargs.get("n", getattr(model, "n", None)) not in (None, 1):
-            raise Uncacheable("key")  # a stream gives one answer of those that are asked for
+        check_one_answer(model, kwargs)
         return _parts(model, stop, kwargs)(prompt)
 
-    return Tape(model, _REPLY, parts, lambda chunks, _: _Reply(chunks, is_stream=True), prompt)
+    chunks = Chunks(lambda chunks, _: _Reply(chunks, is_stream=True))
+    return Tape(model, _REPLY, parts, chunks, prompt)

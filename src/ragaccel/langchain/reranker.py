@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from langchain_core.documents import BaseDocumentCompressor, Document
 
+from ragaccel import rankings
 from ragaccel.cache import PLAIN, Kind, Uncacheable, flow
-from ragaccel.cache.waiting import AsyncIO, SyncIO
+from ragaccel.fingerprint import identity
 from ragaccel.io import run
-from ragaccel.langchain.calls import canonical, identity, takes
+from ragaccel.langchain.calls import canonical, takes
+from ragaccel.rankings import firsts, from_scalar, scalar
 from ragaccel.seam import is_serving, serve, serve_many
 from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from langchain_core.cross_encoders import BaseCrossEncoder
 
@@ -66,7 +68,7 @@ class _Change(NamedTuple):
         """
         values = old[self.source] if self.source >= 0 else {}
         now = {
-            key: _opened(self.values[key]) if key in self.values else values[key]
+            key: from_scalar(self.values[key]) if key in self.values else values[key]
             for key in self.keys
         }
         if not self.shares:
@@ -169,25 +171,6 @@ _RANKING: Final[Kind[_Compressed]] = Kind(
 )
 
 
-class _NoRefresh:
-    """Keeps answers from being made anew behind the caller's back, with the caller's documents."""
-
-    def spawn(self, flow: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Leave it out."""
-
-
-class _Sync(_NoRefresh, SyncIO):
-    """Blocks."""
-
-
-class _Async(_NoRefresh, AsyncIO):
-    """Waits on the running event loop."""
-
-
-_SYNC: Final = _Sync()
-_ASYNC: Final = _Async()
-
-
 class _Compressor(_Compresses):
     """The seam: everything else of the compressor is its own."""
 
@@ -208,7 +191,7 @@ class _Compressor(_Compresses):
         async def compute() -> _Compressed:
             return call.made(method(documents, query, **given))
 
-        return call.result(run(call.serve(_SYNC, compute)))
+        return call.result(run(call.serve(rankings.SYNC, compute)))
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Any = None, **kwargs: Any
@@ -222,7 +205,7 @@ class _Compressor(_Compresses):
         async def compute() -> _Compressed:
             return call.made(await method(documents, query, **given))
 
-        return call.result(await call.serve(_ASYNC, compute))
+        return call.result(await call.serve(rankings.ASYNC, compute))
 
 
 class _CrossEncoder(_Scores):
@@ -287,7 +270,7 @@ class _Seen(NamedTuple):
         """Return what became of a document, or of what it was made of."""
         old = {} if was is None else was.values
         values = {
-            key: _scalar(value)
+            key: scalar(value)
             for key, (value, packed) in self.values.items()
             if key not in old or old[key][0] is not value or old[key][1] != packed
         }
@@ -333,8 +316,8 @@ class _Call:
             self._query,
             canonical(self._kwargs),
             [one.stored() for one in seen],
-            _firsts(self._given),
-            _firsts([one.metadata for one in seen]),
+            firsts(self._given),
+            firsts([one.metadata for one in seen]),
         )
 
     def _ranking(self, result: Any, before: list[_Seen]) -> _Ranking:
@@ -381,7 +364,7 @@ def _seen(document: Any) -> _Seen:
         raise Uncacheable("key")
     if any(type(key) is not str for key in metadata):
         raise Uncacheable("key")
-    values = {key: (value, PLAIN.pack(_scalar(value))) for key, value in metadata.items()}
+    values = {key: (value, PLAIN.pack(scalar(value))) for key, value in metadata.items()}
     return _Seen(document.page_content, document.id, metadata, values)
 
 
@@ -399,12 +382,6 @@ def _change_of(made: _Seen, before: Sequence[_Seen]) -> _Change:
     return made.change(-1, None)
 
 
-def _firsts(things: Sequence[Any]) -> list[int]:
-    """Return of every thing the place where it is for the first time."""
-    first: dict[int, int] = {}
-    return [first.setdefault(id(one), at) for at, one in enumerate(things)]
-
-
 def _apart(scores: Any) -> list[Any]:
     """Return of each score what can be stored: of an array a slice, of others a list with it."""
     if isinstance(scores, np.ndarray) and scores.ndim > 0:
@@ -416,18 +393,7 @@ def _together(scores: Sequence[Any]) -> Any:
     """Return scores as their encoder gave them."""
     if scores and all(isinstance(one, np.ndarray) for one in scores):
         return np.concatenate(scores)
-    return [_opened(one[0]) for one in scores]
-
-
-def _scalar(value: Any) -> Any:
-    """Return a number of numpy's, as models give them, as an array that can be stored."""
-    if isinstance(value, np.ndarray):
-        raise Uncacheable("value")
-    return np.asarray(value) if isinstance(value, np.generic) else value
-
-
-def _opened(value: Any) -> Any:
-    return value[()] if isinstance(value, np.ndarray) else value
+    return [from_scalar(one[0]) for one in scores]
 
 
 #: A score as `_apart` gives it.

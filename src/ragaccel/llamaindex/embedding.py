@@ -6,7 +6,6 @@ and an image never share an entry.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 from io import BytesIO
@@ -18,10 +17,10 @@ from llama_index.core.rate_limiter import BaseRateLimiter
 
 from ragaccel.cache import Uncacheable, flow
 from ragaccel.embedded import embed_many, embed_one
+from ragaccel.fingerprint import identity
 from ragaccel.io import run
-from ragaccel.llamaindex.calls import identity
 from ragaccel.seam import is_serving, serving
-from ragaccel.transparent import options_of, wrap
+from ragaccel.transparent import Around, options_of, put_around, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -35,25 +34,8 @@ else:
     _Base = object
 
 
-def _itself(limiter: Any) -> Any:
-    return limiter
-
-
-class MissLimiter(BaseRateLimiter):
-    """Lets LlamaIndex pass, which asks before it knows whether there will be a call.
-
-    Args:
-        inner: The user's own, which calls wait for.
-    """
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MissLimiter:
-        return MissLimiter(copy.deepcopy(self.inner, memo))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _itself, (self.inner,)  # in another process it is put around it again
+class MissLimiter(Around, BaseRateLimiter):
+    """Lets LlamaIndex pass, which asks before it knows whether there will be a call."""
 
     def acquire(self, num_tokens: int = 0) -> None:
         """Do not wait."""
@@ -68,9 +50,7 @@ class _Embedding(_Base):
     @classmethod
     def finish_clone(cls, clone: Any) -> None:
         """Let the rate limiter wait for calls only."""
-        limiter = clone.rate_limiter
-        if limiter is not None and not isinstance(limiter, MissLimiter):
-            clone.__dict__["rate_limiter"] = MissLimiter(limiter)
+        put_around(clone, "rate_limiter", MissLimiter)
 
     def _get_query_embedding(self, query: str) -> Any:
         batch, method = super()._get_text_embeddings, super()._get_query_embedding  # type: ignore[safe-super]

@@ -6,18 +6,20 @@ engines.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.chat_engine.types import BaseChatEngine
 from llama_index.core.indices.base import BaseIndex
+from llama_index.core.llms.llm import LLM
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.response_synthesizers.base import BaseSynthesizer
 
 from ragaccel.errors import UnsupportedComponentError
-from ragaccel.llamaindex.pieces import adapter_of
-from ragaccel.transparent import options_of, unwrap, wrap
+from ragaccel.transparent import adapter_of, options_of, unwrap, wrap
 
 if TYPE_CHECKING:
     from ragaccel.seam import Options
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
+#: Base class of what is wrapped -> the module of the adapter, imported when there is such a thing.
+_ADAPTERS: Final[dict[type, str]] = {
+    LLM: "llm",
+    BaseRetriever: "retriever",
+    BaseEmbedding: "embedding",
+    BaseNodePostprocessor: "reranker",
+}
 #: Post-processors that cost less than a look into the cache.
 _CHEAP: Final = frozenset(
     f"llama_index.core.postprocessor.{name}"
@@ -69,7 +78,7 @@ def accelerated(obj: Any, options: Options) -> Any:
 def _wrapped(part: Any, options: Options) -> Any:
     """Return a part wrapped, or as it is where nothing in it can be."""
     plain = unwrap(part)
-    adapter = adapter_of(plain)
+    adapter = adapter_of(plain, _ADAPTERS, "ragaccel.llamaindex")
     if adapter is not None:
         return adapter(plain, options)
     changed = _parts(plain, options) if isinstance(plain, (BaseIndex, *_WHOLES)) else {}
@@ -88,9 +97,7 @@ def _parts(whole: Any, options: Options) -> dict[str, Any]:
     """Return the attributes that hold what can be wrapped, with it wrapped."""
     changed = {}
     for name, value in vars(whole).items():
-        its = options
-        if options.identity is not None:
-            its = replace(options, identity=f"{options.identity}/{name}")
+        its = options.part(name)
         if isinstance(value, list):
             made: Any = [
                 one if type(one).__module__ in _CHEAP else _wrapped(one, its) for one in value

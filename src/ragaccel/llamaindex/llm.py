@@ -7,9 +7,7 @@ tell the same. A call and its streaming and async twins share one entry.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
-import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -19,16 +17,22 @@ from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.rate_limiter import BaseRateLimiter
 from llama_index_instrumentation import get_dispatcher
 
-from ragaccel.cache import MISSING, Uncacheable, flow
-from ragaccel.fingerprint import class_name, fingerprint, function_name, visible
+from ragaccel.cache import flow
+from ragaccel.fingerprint import identity
 from ragaccel.io import run
 from ragaccel.llamaindex.prompts import canonical
 from ragaccel.llamaindex.responses import ANSWER, Answer, Recorder
 from ragaccel.sampling import check_sampling, warn_of_sampling
-from ragaccel.seam import Recording, is_serving, serve
-from ragaccel.telemetry import attributes
-from ragaccel.telemetry.stage import past_stage
-from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
+from ragaccel.seam import is_serving, serve
+from ragaccel.tape import Tape
+from ragaccel.transparent import (
+    Around,
+    keep_defaults,
+    options_of,
+    plain_class,
+    put_around,
+    wrap,
+)
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -36,7 +40,6 @@ if TYPE_CHECKING:
         Awaitable,
         Callable,
         Coroutine,
-        Generator,
         Iterator,
     )
 
@@ -71,9 +74,7 @@ class _LLM(_Base):
     @classmethod
     def finish_clone(cls, clone: Any) -> None:
         """Let the rate limiter wait for calls only."""
-        limiter = clone.rate_limiter
-        if limiter is not None and not isinstance(limiter, MissLimiter):
-            clone.__dict__["rate_limiter"] = MissLimiter(limiter)
+        put_around(clone, "rate_limiter", CallLimiter)
 
     def chat(self, *args: Any, **kwargs: Any) -> Any:
         return _whole(_Call(self, "chat", args, kwargs), super().chat)  # type: ignore[safe-super]
@@ -101,25 +102,8 @@ class _LLM(_Base):
         return await _astream(_Call(self, "astream_complete", args, kwargs), call)
 
 
-def _itself(limiter: Any) -> Any:
-    return limiter
-
-
-class MissLimiter(BaseRateLimiter):
-    """Waits for calls to the provider only, not for what the cache serves.
-
-    Args:
-        inner: The user's own.
-    """
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MissLimiter:
-        return MissLimiter(copy.deepcopy(self.inner, memo))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _itself, (self.inner,)  # in another process it is put around it again
+class CallLimiter(Around, BaseRateLimiter):
+    """Waits for calls to the provider only, not for what the cache serves."""
 
     def acquire(self, num_tokens: int = 0) -> None:
         """Wait until a call may be made."""
@@ -135,7 +119,7 @@ class MissLimiter(BaseRateLimiter):
 def accelerated(model: LLM, options: Options) -> LLM:
     """Return the model wrapped; see `ragaccel.accelerate`."""
     warn_of_sampling(model, options)
-    return wrap(model, _LLM, options, lambda: _identity(model, options))
+    return wrap(model, _LLM, options, lambda: identity(model, options))
 
 
 @dataclass(frozen=True)
@@ -156,7 +140,7 @@ class _Call:
         given = [*self.args, *(kwargs.pop(name) for name in names if name in kwargs)]
         if not is_chat and len(given) == 1:
             given.append(False)
-        return is_chat, _identity(self.model, options), canonical(given), canonical(kwargs)
+        return is_chat, identity(self.model, options), canonical(given), canonical(kwargs)
 
     @contextlib.contextmanager
     def replaying(self, answer: Answer) -> Iterator[Callable[..., Any]]:
@@ -218,76 +202,14 @@ def _serve(
 # -- streams ---------------------------------------------------------------------------------------
 
 
-class _Tape:
-    """A stream that is served from the cache, or recorded while it is passed on.
-
-    Only a stream that came to its end is kept.
-    """
-
-    def __init__(self, call: _Call) -> None:
-        self._call, self._options = call, options_of(call.model)
-        self._key = self._options.key(ANSWER.name, call.parts)
-        self._recorder = Recorder()
-        self._recording: Recording | None = None
-        self._started = time.time_ns()
-
-    async def find(self, io: flow.IO) -> Answer | None:
-        """Return what is kept, or begin to record."""
-        cache, whose = self._options.cache, self._options.namespace
-        if self._key is None or cache is None:
-            return None
-        found = (await cache.find_many(io, [self._key], kind=ANSWER, namespace=whose))[0]
-        if found is MISSING:
-            self._recording = Recording(io, self._options, ANSWER)
-            return None
-        self._tell(is_hit=True)
-        return cast("Answer", found)
-
-    def record(self, stream: Generator[Response, None, None]) -> Generator[Response, None, None]:
-        """Pass a stream on."""
-        with contextlib.closing(stream):
-            for response in stream:
-                self._add(response)
-                yield response
-        run(self._keep())
-
-    async def arecord(
-        self, stream: AsyncGenerator[Response, None]
-    ) -> AsyncGenerator[Response, None]:
-        """Pass a stream on."""
-        async with contextlib.aclosing(stream):
-            async for response in stream:
-                self._add(response)
-                yield response
-        await self._keep()
-
-    def _add(self, response: Response) -> None:
-        if self._recording is not None:
-            self._recorder.add(response)
-
-    async def _keep(self) -> None:
-        self._tell(is_hit=False)
-        if self._recording is None or self._key is None or self._options.cache is None:
-            return
-        try:
-            answer = self._recorder.answer()
-        except Uncacheable as reason:
-            self._options.cache.bypass(reason.reason)
-        else:
-            await self._recording.keep({self._key: answer}, {self._key: self._call.args})
-
-    def _tell(self, *, is_hit: bool) -> None:
-        """Record the stage when it is over: it must not be current while others have the turn."""
-        about: dict[str, Any] = {
-            attributes.COMPONENT: type(self._call.model).__name__, attributes.CACHE_HIT: is_hit,
-        }  # fmt: skip
-        past_stage("generate", self._started, time.time_ns(), about)
+def _tape(call: _Call) -> Tape[Answer]:
+    return Tape(call.model, ANSWER, call.parts, Recorder(), call.args)
 
 
 def _stream(call: _Call, method: Callable[..., Any]) -> Any:
     if is_serving(call.model):
         return method(*call.args, **call.kwargs)
-    tape = _Tape(call)
+    tape = _tape(call)
     found = run(tape.find(flow.SYNC))
     if found is None:
         return tape.record(method(*call.args, **call.kwargs))
@@ -298,7 +220,7 @@ def _stream(call: _Call, method: Callable[..., Any]) -> Any:
 async def _astream(call: _Call, method: Callable[..., Awaitable[Any]]) -> Any:
     if is_serving(call.model):
         return await method(*call.args, **call.kwargs)
-    tape = _Tape(call)
+    tape = _tape(call)
     found = await tape.find(flow.ASYNC)
     if found is None:
         return tape.arecord(await method(*call.args, **call.kwargs))
@@ -361,11 +283,3 @@ def _tells(cls: type, name: str) -> bool:
     """Tell whether a model's own method is decorated to tell of its calls."""
     code = getattr(getattr(cls, name), "__code__", None)
     return code is not None and code.co_filename == _CALLBACKS
-
-
-def _identity(model: Any, options: Options) -> Any:
-    """Tell a model apart from others, also by how it writes its prompts."""
-    prompts = (model.messages_to_prompt, model.completion_to_prompt)
-    if options.identity is None:
-        return fingerprint(model), [function_name(one) for one in prompts]
-    return class_name(plain_class(type(model))), options.identity, visible(model)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
-import numpy as np
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -22,19 +21,19 @@ from llama_index.core.schema import IndexNode, MetadataMode, NodeWithScore
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 
+from ragaccel import rankings
 from ragaccel.cache import Kind, Uncacheable
 from ragaccel.cache.values import PLAIN
-from ragaccel.cache.waiting import AsyncIO, SyncIO
 from ragaccel.errors import InvalidRecordError
-from ragaccel.fingerprint import class_name
+from ragaccel.fingerprint import class_name, identity
 from ragaccel.io import run
-from ragaccel.llamaindex.calls import identity
 from ragaccel.llamaindex.nodes import encode_node
+from ragaccel.rankings import firsts, from_scalar, scalar
 from ragaccel.seam import is_serving, serve
 from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractContextManager
 
     from llama_index.core.schema import BaseNode, QueryBundle
@@ -71,10 +70,12 @@ class _Ranking(NamedTuple):
         """Do the same with nodes like those."""
         nodes = list(given)
         for at, score in self.scores:
-            nodes[at].score = _opened(score)
+            nodes[at].score = from_scalar(score)
         for at, keys, changed in self.metadata:
             metadata = nodes[at].node.metadata
-            now = {key: _opened(changed[key]) if key in changed else metadata[key] for key in keys}
+            now = {
+                key: from_scalar(changed[key]) if key in changed else metadata[key] for key in keys
+            }
             metadata.clear()
             metadata.update(now)
         ranked = [_ranked(nodes[at], *score) for at, *score in self.order]
@@ -118,25 +119,6 @@ _RANKING: Final[Kind[_Reranked]] = Kind(
 )
 
 
-class _NoRefresh:
-    """Keeps rankings from being made anew behind the caller's back, with the caller's nodes."""
-
-    def spawn(self, flow: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Leave it out."""
-
-
-class _Sync(_NoRefresh, SyncIO):
-    """Blocks."""
-
-
-class _Async(_NoRefresh, AsyncIO):
-    """Waits on the running event loop."""
-
-
-_SYNC: Final = _Sync()
-_ASYNC: Final = _Async()
-
-
 class _Postprocessor(_Base):
     """The seam: everything else of the post-processor is its own."""
 
@@ -156,7 +138,7 @@ class _Postprocessor(_Base):
         async def compute() -> _Reranked:
             return call.made(method(nodes, query_bundle))
 
-        reranked = run(call.serve(_SYNC, compute))
+        reranked = run(call.serve(rankings.SYNC, compute))
         return call.result(reranked, "_postprocess_nodes")
 
     async def _apostprocess_nodes(
@@ -170,7 +152,7 @@ class _Postprocessor(_Base):
         async def compute() -> _Reranked:
             return call.made(await method(nodes, query_bundle))
 
-        reranked = await call.serve(_ASYNC, compute)
+        reranked = await call.serve(rankings.ASYNC, compute)
         return call.result(reranked, "_apostprocess_nodes")
 
 
@@ -249,9 +231,9 @@ class _Call:
             identity(self._component, options_of(self._component)),
             asked,
             [(one.values, one.score, one.rest) for one in seen],
-            _firsts(self._given),
-            _firsts([one.node for one in seen]),
-            _firsts([one.metadata for one in seen]),
+            firsts(self._given),
+            firsts([one.node for one in seen]),
+            firsts([one.metadata for one in seen]),
         )
 
     def _ranking(self, result: Any, asked: Any, seen: list[_Seen]) -> _Ranking | None:
@@ -268,11 +250,11 @@ class _Call:
             if now.node is not was.node or now.metadata is not was.metadata or now.rest != was.rest:
                 return None
             if now.score != was.score:
-                ranking.scores.append([at, _scalar(one.score)])
+                ranking.scores.append([at, scalar(one.score)])
             if now.values != was.values:
                 kept = set(was.values)
                 changed = {key for key, value in now.values if (key, value) not in kept}
-                values = {key: _scalar(now.metadata[key]) for key in changed}
+                values = {key: scalar(now.metadata[key]) for key in changed}
                 ranking.metadata.append([at, list(now.metadata), values])
         return ranking
 
@@ -290,7 +272,7 @@ def _seen(one: NodeWithScore) -> _Seen:
     node = one.node
     if type(one) is not NodeWithScore or (isinstance(node, IndexNode) and node.obj is not None):
         raise Uncacheable("key")
-    values = [(key, PLAIN.pack(_scalar(value))) for key, value in node.metadata.items()]
+    values = [(key, PLAIN.pack(scalar(value))) for key, value in node.metadata.items()]
     try:
         packed = encode_node(node)
     except (InvalidRecordError, ValueError) as error:
@@ -299,7 +281,7 @@ def _seen(one: NodeWithScore) -> _Seen:
         raise Uncacheable("key")
     text = node.get_content(metadata_mode=MetadataMode.NONE)
     rest = _encoded((class_name(type(node)), packed, text, node.embedding))
-    return _Seen(node, node.metadata, values, PLAIN.pack(_scalar(one.score)), rest)
+    return _Seen(node, node.metadata, values, PLAIN.pack(scalar(one.score)), rest)
 
 
 def _encoded(told: Any) -> bytes:
@@ -307,12 +289,6 @@ def _encoded(told: Any) -> bytes:
         return _encoder.encode(told)
     except (TypeError, ValueError, OverflowError) as error:
         raise Uncacheable("key") from error
-
-
-def _firsts(things: Sequence[Any]) -> list[int]:
-    """Return of every thing the place where it is for the first time."""
-    first: dict[int, int] = {}
-    return [first.setdefault(id(one), at) for at, one in enumerate(things)]
 
 
 def _order(result: Any, given: list[NodeWithScore]) -> list[list[Any]] | None:
@@ -328,7 +304,7 @@ def _order(result: Any, given: list[NodeWithScore]) -> list[list[Any]] | None:
         if id(one) in places:
             order.append([places[id(one)]])
         elif type(one) is NodeWithScore and id(one.node) in nodes:
-            order.append([nodes[id(one.node)], _scalar(one.score)])
+            order.append([nodes[id(one.node)], scalar(one.score)])
         else:
             return None
     return order
@@ -339,19 +315,8 @@ def _ranked(one: NodeWithScore, *score: Any) -> NodeWithScore:
     if not score:
         return one
     made = NodeWithScore(node=one.node, score=None)
-    made.score = _opened(*score)
+    made.score = from_scalar(*score)
     return made
-
-
-def _scalar(value: Any) -> Any:
-    """Return a number of numpy's, as cross-encoders give them, as an array that can be stored."""
-    if isinstance(value, np.ndarray):
-        raise Uncacheable("value")
-    return np.asarray(value) if isinstance(value, np.generic) else value
-
-
-def _opened(value: Any) -> Any:
-    return value[()] if isinstance(value, np.ndarray) else value
 
 
 def _telling(
