@@ -429,7 +429,7 @@ def test_how_texts_are_sent_does_not_matter(name, cache):
 
 
 def test_openais_settings():
-    """Model, mode, size and place are told apart; keys, headers and time-outs are not."""
+    """Model, mode, size, place and headers are told apart; keys and time-outs are not."""
     plain = fingerprint(openai())
     others = [
         openai(model="text-embedding-3-small"),
@@ -439,11 +439,13 @@ def test_openais_settings():
         openai(model_name="another"),
         openai(api_base="http://other.invalid"),
         openai(additional_kwargs={"user": "one"}),
+        openai(default_headers={"X-Model-Version": "2"}),
+        openai(default_headers={"X-Model-Version": "3"}),
     ]
     assert len({plain, *map(fingerprint, others)}) == len(others) + 1
     for changes in (
         {"api_key": "sk-another"},
-        {"default_headers": {"Authorization": "secret"}},
+        {"default_headers": {"Authorization": "secret", "X-Api-Key": "sk", "Cookie": "me"}},
         {"timeout": 1.0, "max_retries": 0, "reuse_client": False},
     ):
         assert fingerprint(openai(**changes)) == plain

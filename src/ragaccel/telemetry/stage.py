@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Protocol
 
@@ -158,12 +158,12 @@ def _start(
     links: Sequence[trace.Link] = (),
 ) -> Span:
     known = {attributes.STAGE: name, **attributes.OF_STAGE.get(name, {}), **values}
-    tracer = trace.get_tracer("ragaccel", _version())
-    return tracer.start_span(
+    return _tracer(trace._TRACER_PROVIDER).start_span(
         name, context=parent, attributes=known, start_time=start_ns, links=links
     )
 
 
-@cache
-def _version() -> str:
-    return version("ragaccel")
+@lru_cache(maxsize=1)
+def _tracer(_: object) -> trace.Tracer:
+    """Return a provider's tracer; for each that it makes, the SDK resets what was warned about."""
+    return trace.get_tracer("ragaccel", version("ragaccel"))
