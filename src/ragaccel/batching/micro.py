@@ -276,7 +276,7 @@ class _Lane(Generic[T, R]):
         self._schedule()
 
 
-def _stage(count: int, places: Iterable[Any]) -> telemetry.Stage:
+def _stage(count: int, places: Iterable[telemetry.Place | None]) -> telemetry.Stage:
     """Return the stage of a call, linked to the requests that it serves; none has it alone."""
     serves = [place for place in places if place is not None]
     return (

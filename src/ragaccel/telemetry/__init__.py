@@ -6,6 +6,19 @@ that has set up OpenTelemetry by itself needs no call at all: the stages join it
 
 from ragaccel.telemetry.configure import configure, flush
 from ragaccel.telemetry.metrics import Figure, measure
-from ragaccel.telemetry.stage import OFF, Stage, here, stage
+from ragaccel.telemetry.stage import OFF, Listener, Place, Stage, here, listen, stage, unlisten
 
-__all__ = ["OFF", "Figure", "Stage", "configure", "flush", "here", "measure", "stage"]
+__all__ = [
+    "OFF",
+    "Figure",
+    "Listener",
+    "Place",
+    "Stage",
+    "configure",
+    "flush",
+    "here",
+    "listen",
+    "measure",
+    "stage",
+    "unlisten",
+]

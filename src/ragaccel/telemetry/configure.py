@@ -10,7 +10,7 @@ from opentelemetry import trace
 from ragaccel.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 _GRPC_PORT = 4317
 
@@ -21,7 +21,6 @@ def configure(
     service_name: str = "ragaccel",
     protocol: Literal["grpc", "http"] | None = None,
     processors: Sequence[Any] = (),
-    listeners: Sequence[Callable[[Any], None]] = (),
 ) -> None:
     """Send the spans of this process to an OTLP collector, for example Jaeger.
 
@@ -29,12 +28,10 @@ def configure(
 
     Args:
         endpoint: Where the collector listens, such as `http://localhost:4317` (gRPC) or
-            `http://localhost:4318` (HTTP). None sets up tracing for `processors` and
-            `listeners` only.
+            `http://localhost:4318` (HTTP). None sets up tracing for `processors` only.
         service_name: The name under which a viewer lists this application.
         protocol: "grpc" or "http"; by default gRPC for port 4317 and HTTP for others.
         processors: OpenTelemetry span processors to add.
-        listeners: Functions that are called with every span that ended, such as a profiler's.
 
     Raises:
         MissingExtraError: The SDK or the exporter is not installed.
@@ -43,15 +40,11 @@ def configure(
     """
     try:
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-        from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+        from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise MissingExtraError("otel", "opentelemetry-sdk") from error
     added = list(processors)
-    for listener in listeners:
-        processor = SpanProcessor()
-        processor.on_end = listener  # type: ignore[method-assign, assignment]
-        added.append(processor)
     if endpoint is not None:
         added.append(BatchSpanProcessor(_exporter(endpoint, protocol)))
     provider = trace._TRACER_PROVIDER

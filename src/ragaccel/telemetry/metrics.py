@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
+from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from weakref import ref
 
 from opentelemetry import metrics
-from opentelemetry.metrics import Observation
+from opentelemetry.metrics import Observation, _internal
+
+from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from opentelemetry.metrics import CallbackOptions
+    from opentelemetry.metrics import CallbackOptions, Histogram
+
+    from ragaccel.telemetry.stage import Stage
+
+
+_NS: Final = 1e9
 
 
 class Figure(NamedTuple):
@@ -30,6 +38,10 @@ class Measured(Protocol):
 
     def figures(self) -> Iterable[Figure]:
         """Return what it reads now."""
+
+
+def _doubled(first: float, count: int) -> list[float]:
+    return [first * 2**power for power in range(count)]
 
 
 _Series = tuple[str, tuple[tuple[str, str], ...]]  # a name, and its labels in order
@@ -51,6 +63,18 @@ FIGURES: Final[dict[str, tuple[str, str]]] = {
 }
 
 
+#: Name -> unit, description and bounds of the buckets: a search takes well under a millisecond.
+DISTRIBUTIONS: Final[dict[str, tuple[str, str, Sequence[float]]]] = {
+    "ragaccel.stage.duration": ("s", "How long stages take", _doubled(5e-5, 20)),
+    "ragaccel.batch.size": ("{item}", "Items of one call", _doubled(1, 10)),
+    "ragaccel.batch.wait": (
+        "s",
+        "How long requests wait for the call that serves them",
+        _doubled(5e-5, 16),
+    ),
+}
+
+
 class _Source:
     """Something measured, and what it has counted even when it is no more."""
 
@@ -66,8 +90,8 @@ class _Source:
         """Return the sum of each series; a counter that is not told any more stays as it was."""
         measured = self._measured()
         read: defaultdict[_Series, float] = defaultdict(float)
-        for name, value, attributes in self._counted() if measured is None else measured.figures():
-            read[name, tuple(sorted(attributes.items()))] += value
+        for name, value, labels in self._counted() if measured is None else measured.figures():
+            read[name, tuple(sorted(labels.items()))] += value
         counters = {series: read[series] for series in read if not _rises_and_falls(series[0])}
         self._counters = {**self._counters, **counters}
         return {**self._counters, **read}
@@ -97,6 +121,34 @@ def measure(measured: Measured, counted: Callable[[], Iterable[Figure]]) -> None
         _sources.append(_Source(measured, counted))
         if not _instruments:
             _instruments.extend(_made())
+
+
+def is_on() -> bool:
+    """Tell whether the application, or `configure`, has set up metrics."""
+    return _internal._METER_PROVIDER is not None
+
+
+def record(stage: Stage) -> None:
+    """Add a stage that is over to the distributions; the current span becomes their exemplar."""
+    if not is_on():
+        return
+    labels = {attributes.STAGE: stage.name}
+    if stage.error is not None:
+        labels["error.type"] = stage.error
+    _distribution("ragaccel.stage.duration").record(stage.duration_ns / _NS, labels)
+    if stage.serves:
+        _distribution("ragaccel.batch.size").record(len(stage.serves), labels)
+        for place in stage.serves:
+            waited = (stage.began_ns - place.since_ns) / _NS
+            _distribution("ragaccel.batch.wait").record(waited, labels)
+
+
+@cache
+def _distribution(name: str) -> Histogram:
+    unit, description, bounds = DISTRIBUTIONS[name]
+    return metrics.get_meter("ragaccel").create_histogram(
+        name, unit, description, explicit_bucket_boundaries_advisory=bounds
+    )
 
 
 def _made() -> Iterable[object]:

@@ -1,19 +1,25 @@
-"""`stage(name)`: one span of a request, or a shared no-op while nobody listens."""
+"""`stage(name)`: one stage of a request, told to a tracer, to metrics and to listeners.
+
+While none of them is there it is a shared object that does nothing.
+"""
 
 from __future__ import annotations
 
+import logging
+import time
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from ragaccel.telemetry import attributes
+from ragaccel.telemetry import attributes, metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from contextvars import Token
     from types import TracebackType
 
@@ -21,31 +27,150 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     Attributes = Mapping[str, str | bool | int | float]
-    Place = trace.SpanContext
 
 _NO_ATTRIBUTES: Attributes = {}
+_NS: Final = 1e9
+_current: ContextVar[Stage | None] = ContextVar("ragaccel_stage", default=None)
+_log = logging.getLogger("ragaccel.telemetry")
 
 
-class Stage(Protocol):
-    """What `stage()` gives: a context manager that takes attributes while it is open."""
+class Place(NamedTuple):
+    """Where a request is, for work that is done for several requests at once.
+
+    Attributes:
+        stage: The stage it is in, if any.
+        span: The span it is in, if it is traced.
+        since_ns: When it came there, by `time.perf_counter_ns`.
+    """
+
+    stage: Stage | None
+    span: Span | None
+    since_ns: int
+
+    def served_by(self, batch: Stage) -> None:
+        """Tell the request how long it waited for a batch, and link it there."""
+        told = {
+            attributes.BATCH_SIZE: len(batch.serves),
+            attributes.BATCH_WAIT: (batch.began_ns - self.since_ns) / _NS,
+        }
+        if self.stage is not None:
+            self.stage.set(told)
+        if self.span is not None and batch.span is not None:
+            self.span.add_link(batch.span.get_span_context(), told)
+
+
+class Stage:
+    """One stage of a request: a context manager, and what is known of it afterwards.
+
+    Attributes:
+        name: query, preprocess, cache.lookup, embed, retrieve, search, rerank, generate, batch or
+            ingest.
+        attributes: By the names of `telemetry.attributes`.
+        start_ns: When it began, nanoseconds since the epoch.
+        began_ns: When it began, by `time.perf_counter_ns`.
+        duration_ns: How long it took, by a clock that never goes back; 0 while it is open.
+        error: The name of the exception that ended it.
+        parent: The stage it is part of.
+        serves: The requests that it is for, if it is part of none.
+        span: Its span, if the request is traced.
+    """
+
+    __slots__ = (
+        "_context", "_outer", "_token", "attributes", "began_ns", "duration_ns", "error", "name",
+        "parent", "serves", "span", "start_ns",
+    )  # fmt: skip
+
+    span: Span | None
+    _outer: Token[Stage | None]
+    _token: Token[Context] | None
+
+    def __init__(
+        self, name: str, values: Attributes, context: Context | None, serves: Sequence[Place]
+    ) -> None:
+        self.name = name
+        self.attributes: dict[str, Any] = {
+            attributes.STAGE: name, **attributes.OF_STAGE.get(name, {}), **values,
+        }  # fmt: skip
+        self.serves = serves
+        self.parent = None if serves else _current.get()
+        self.start_ns = self.began_ns = self.duration_ns = 0
+        self.error: str | None = None
+        self.span = self._token = None
+        self._context = Context() if serves else context
 
     def set(self, values: Attributes) -> None:
         """Set attributes, named by the constants of `telemetry.attributes`."""
+        self.attributes.update(values)
+        if self.span is not None:
+            self.span.set_attributes(values)
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        self._begin(time.time_ns())
+        self._outer = _current.set(self)
+        if self.span is not None:
+            self._token = otel_context.attach(trace.set_span_in_context(self.span, self._context))
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.duration_ns = time.perf_counter_ns() - self.began_ns
+        if isinstance(error, Exception):
+            self.error = type(error).__qualname__
+        _current.reset(self._outer)
+        self._end()
+        if self._token is not None:
+            otel_context.detach(self._token)
+
+    def past(self, start_ns: int, duration_ns: int) -> None:
+        """Tell of a stage that is over already."""
+        self._begin(start_ns)
+        self.duration_ns = duration_ns
+        self._end()
+
+    def _begin(self, start_ns: int) -> None:
+        self.start_ns = start_ns
+        if _is_traced(self._context):
+            links = [
+                trace.Link(one.span.get_span_context())
+                for one in self.serves
+                if one.span is not None
+            ]
+            self.span = _tracer(trace._TRACER_PROVIDER).start_span(
+                self.name, context=self._context, attributes=self.attributes,
+                start_time=start_ns, links=links,
+            )  # fmt: skip
+        self.began_ns = time.perf_counter_ns()
+        for place in self.serves:
+            place.served_by(self)
+        for listener in _listeners:
+            _tell(listener.started, self)
+
+    def _end(self) -> None:
+        for listener in _listeners:
+            _tell(listener.ended, self)
+        metrics.record(self)
+        span = self.span
+        if span is None:
+            return
+        if self.error is not None:
+            # Messages and stack traces may hold what was asked and found: the type says enough.
+            span.add_event("exception", {"exception.type": self.error})
+            span.set_status(trace.StatusCode.ERROR, self.error)
+            span.set_attribute("error.type", self.error)
+        span.end(self.start_ns + self.duration_ns)
 
 
-class _Off:
-    """The stage of a process that traces nothing, or of a request that is not sampled."""
+class _Off(Stage):
+    """The stage of a process that nobody looks at, or of a request that is not sampled."""
 
     __slots__ = ()
+
+    def __init__(self) -> None:
+        pass
 
     def set(self, values: Attributes) -> None:
         pass
@@ -57,65 +182,56 @@ class _Off:
         pass
 
 
-class _On:
-    """A recording stage: a span that is current from enter to exit."""
-
-    __slots__ = ("_links", "_name", "_parent", "_span", "_token", "_values")
-
-    _span: Span
-    _token: Token[Context]
-
-    def __init__(
-        self, name: str, values: Attributes, parent: Span | None, serves: Iterable[Place]
-    ) -> None:
-        self._name = name
-        self._values = values
-        self._links = [trace.Link(one) for one in serves]
-        self._parent = None if parent is None else trace.set_span_in_context(parent)
-        if self._links:
-            self._parent = Context()
-
-    def set(self, values: Attributes) -> None:
-        self._span.set_attributes(values)
-
-    def __enter__(self) -> Self:
-        self._span = _start(self._name, self._values, self._parent, links=self._links)
-        self._token = otel_context.attach(trace.set_span_in_context(self._span, self._parent))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        otel_context.detach(self._token)
-        if isinstance(error, Exception):
-            # Messages and stack traces may hold what was asked and found: the type says enough.
-            name = type(error).__qualname__
-            self._span.add_event("exception", {"exception.type": name})
-            self._span.set_status(trace.StatusCode.ERROR, name)
-            self._span.set_attribute("error.type", name)
-        self._span.end()
+OFF: Final[Stage] = _Off()
 
 
-OFF: Stage = _Off()
+class Listener(Protocol):
+    """Hears of every stage of this process, sampled or not, in the thread that is in it.
+
+    An exception that it raises is logged and goes no further.
+    """
+
+    def started(self, stage: Stage) -> None:
+        """Hear that a stage begins."""
+
+    def ended(self, stage: Stage) -> None:
+        """Hear that a stage is over; nothing of it changes any more."""
+
+
+_listeners: tuple[Listener, ...] = ()
+
+
+def listen(listener: Listener) -> None:
+    """Tell a listener of every stage from now on."""
+    global _listeners  # noqa: PLW0603 - as there is one tracer provider in a process
+    _listeners = (*_listeners, listener)
+
+
+def unlisten(listener: Listener) -> None:
+    """Tell it no more."""
+    global _listeners  # noqa: PLW0603
+    _listeners = tuple(one for one in _listeners if one is not listener)
 
 
 def recording() -> bool:
-    """Tell whether a stage opened now would reach a tracer."""
+    """Tell whether a stage opened now would be heard of."""
+    return bool(_listeners) or metrics.is_on() or _is_traced()
+
+
+def _is_traced(context: Context | None = None) -> bool:
     if trace._TRACER_PROVIDER is None:
         return False
-    current = trace.get_current_span().get_span_context()
+    current = trace.get_current_span(context).get_span_context()
     return current.trace_flags.sampled or not current.is_valid
 
 
 def here() -> Place | None:
-    """Return the place in a trace where a request is now, or None while nobody listens."""
+    """Return where a request is now, or None while nobody listens."""
     if not recording():
         return None
-    place = trace.get_current_span().get_span_context()
-    return place if place.is_valid else None
+    span = trace.get_current_span()
+    is_sampled = span.get_span_context().trace_flags.sampled
+    return Place(_current.get(), span if is_sampled else None, time.perf_counter_ns())
 
 
 def stage(
@@ -123,44 +239,44 @@ def stage(
     values: Attributes = _NO_ATTRIBUTES,
     *,
     parent: Span | None = None,
-    serves: Iterable[Place] = (),
+    serves: Sequence[Place] = (),
 ) -> Stage:
-    """Open a span for one stage of a request.
+    """Open one stage of a request.
 
     Args:
-        name: The stage: query, preprocess, cache.lookup, embed, retrieve, search or ingest.
+        name: See `Stage`.
         values: Attributes known at the start, named by the constants of `telemetry.attributes`.
         parent: A span to nest under instead of the current one.
         serves: Places of several requests that the stage is for, which are no parents of it: it
             begins a trace of its own that is linked to them; see `here`.
 
     Returns:
-        A context manager. Without a tracer provider, or inside a request that is not sampled, it is
-        a shared no-op.
+        A context manager. Without a tracer provider, a meter provider and listeners, or inside a
+        request that is not sampled, it is a shared no-op.
     """
-    return _On(name, values, parent, serves) if serves or recording() else OFF
+    if not serves and not recording():
+        return OFF
+    return Stage(name, values, _under(parent), serves)
+
+
+def _under(parent: Span | None) -> Context | None:
+    return None if parent is None else trace.set_span_in_context(parent)
 
 
 def past_stage(name: str, start_ns: int, end_ns: int, values: Attributes = _NO_ATTRIBUTES) -> None:
-    """Record a stage that has already ended, under the current span.
+    """Record a stage that has already ended, under the current one.
 
     For stages that a framework reports only by events. Times are nanoseconds since the epoch.
     """
     if recording():
-        _start(name, values, None, start_ns).end(end_ns)
+        Stage(name, values, None, ()).past(start_ns, end_ns - start_ns)
 
 
-def _start(
-    name: str,
-    values: Attributes,
-    parent: Context | None,
-    start_ns: int | None = None,
-    links: Sequence[trace.Link] = (),
-) -> Span:
-    known = {attributes.STAGE: name, **attributes.OF_STAGE.get(name, {}), **values}
-    return _tracer(trace._TRACER_PROVIDER).start_span(
-        name, context=parent, attributes=known, start_time=start_ns, links=links
-    )
+def _tell(hear: Any, stage: Stage) -> None:
+    try:
+        hear(stage)
+    except Exception:  # noqa: BLE001 - telemetry never breaks a request
+        _log.exception("A listener of stages failed")
 
 
 @lru_cache(maxsize=1)

@@ -88,9 +88,10 @@ def demo(
 ) -> None:
     """Compare both frameworks, plain and accelerated, on real text with a real embedding model."""
     console = Console()
+    stages = StageTimes()
     try:
-        stages = StageTimes()
-        telemetry.configure(otlp, service_name="ragaccel-demo", listeners=[stages.listen])
+        telemetry.configure(otlp, service_name="ragaccel-demo")
+        telemetry.listen(stages)
         with _progress(console) as progress:
             replay = _load(model.value, data, distractors, progress)
             draws = _draws(profile, len(replay.corpus.questions), queries)
@@ -103,6 +104,8 @@ def demo(
     except RagaccelError as error:
         console.print(f"[red]{type(error).__name__}[/red]: {error}")
         raise typer.Exit(2) from error
+    finally:
+        telemetry.unlisten(stages)
     summary = Summary(
         model=replay.model.name,
         dim=replay.model.dim,

@@ -1,20 +1,20 @@
-"""Stage durations of the demo's requests, read from the spans themselves."""
+"""Stage durations of the demo's requests."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from ragaccel import telemetry
 
 _NS = 1e9
 
 
 class StageTimes:
-    """Keeps seconds per stage of whole requests; `listen` is told of every span.
+    """Keeps seconds per stage of whole requests; a `telemetry.Listener`.
 
     Attributes:
         seconds: By outcome ("hit" or "miss"), then by stage.
@@ -32,18 +32,22 @@ class StageTimes:
         for stages in self.seconds.values():
             stages.clear()
 
-    def listen(self, span: Any) -> None:
-        """Take in a span; a `query` span ends its request."""
-        values: Mapping[str, Any] = span.attributes or {}
-        stage, trace = values.get(attributes.STAGE), span.context.trace_id
-        if stage is None:
-            return
-        stages = self._open[trace]
-        stages[stage] = stages.get(stage, 0.0) + (span.end_time - span.start_time) / _NS
-        if values.get(attributes.CACHE_HIT):
-            self._hit.add(trace)
-        if stage == "query":
-            outcome = "hit" if trace in self._hit else "miss"
-            for name, seconds in self._open.pop(trace).items():
-                self.seconds[outcome][name].append(seconds)
-            self._hit.discard(trace)
+    def started(self, stage: telemetry.Stage) -> None:
+        """Wait for its end."""
+
+    def ended(self, stage: telemetry.Stage) -> None:
+        """Take in a stage; that of a `query` ends its request."""
+        request = stage
+        while request.parent is not None:
+            request = request.parent
+        stages = self._open[id(request)]
+        stages[stage.name] = stages.get(stage.name, 0.0) + stage.duration_ns / _NS
+        if stage.attributes.get(attributes.CACHE_HIT):
+            self._hit.add(id(request))
+        if stage is request:
+            outcome = "hit" if id(request) in self._hit else "miss"
+            seconds = self._open.pop(id(request))
+            self._hit.discard(id(request))
+            if stage.name == "query":
+                for name, took in seconds.items():
+                    self.seconds[outcome][name].append(took)
