@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from ragaccel import telemetry
 from ragaccel.cache import MISSING, Uncacheable
 from ragaccel.io import run
 from ragaccel.seam import Recording, serving
 from ragaccel.telemetry import attributes
-from ragaccel.telemetry.stage import past_stage
 from ragaccel.transparent import options_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterable,
+        Callable,
+        Generator,
+        Iterable,
+        Iterator,
+    )
 
     from ragaccel.cache import Digest, Kind
     from ragaccel.cache.flow import IO
@@ -58,62 +66,109 @@ class Tape(Generic[R]):
     ) -> None:
         self._model, self._kind, self._recorder, self._query = model, kind, recorder, query
         self._options = options_of(model)
-        self._key: Digest | None = self._options.key(kind.name, parts)
+        self._key: Digest | None = None
         self._recording: Recording | None = None
-        self._started = time.time_ns()
+        about = {attributes.COMPONENT: type(model).__name__}
+        self._stage = telemetry.stage("generate", about)
+        self._parts, self._started, self._chunks = parts, time.perf_counter(), 0
+        self._is_open = False
+
+    def __del__(self) -> None:
+        """End the stage of a stream that nobody has begun to read."""
+        if self._is_open:
+            self._end(None, is_abandoned=True)
 
     async def find(self, io: IO) -> R | None:
         """Return what is kept, or begin to record."""
-        cache, whose = self._options.cache, self._options.namespace
+        self._stage.begin()
+        self._is_open = True
+        try:
+            with self._stage.turn():
+                answer = await self._find(io)
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._stage.set({attributes.CACHE_HIT: answer is not None})
+        if answer is not None:
+            self._end(None)
+        return answer
+
+    async def _find(self, io: IO) -> R | None:
+        cache, options = self._options.cache, self._options
+        self._key = options.key(self._kind.name, self._parts)
         if self._key is None or cache is None:
             return None
-        found = (await cache.find_many(io, [self._key], kind=self._kind, namespace=whose))[0]
-        if found is MISSING:
-            self._recording = Recording(io, self._options, self._kind)
-            return None
-        self._tell(is_hit=True)
-        answer: R = found
-        return answer
+        found = await cache.find_many(io, [self._key], kind=self._kind, namespace=options.namespace)
+        if found[0] is not MISSING:
+            answer: R = found[0]
+            return answer
+        self._recording = Recording(io, options, self._kind)
+        return None
 
     def record(self, stream: Iterable[C]) -> Generator[C, None, None]:
         """Pass a stream on."""
         chunks = iter(stream)
-        try:
-            while True:
-                with serving(self._model):
-                    chunk = next(chunks, None)
-                if chunk is None:
-                    break
-                self._add(chunk)
-                yield chunk
-        finally:
-            if hasattr(chunks, "close"):
-                chunks.close()
-        run(self._keep())
+        with self._ending():
+            try:
+                while True:
+                    with self._stage.turn(), serving(self._model):
+                        chunk = next(chunks, None)
+                    if chunk is None:
+                        break
+                    self._add(chunk)
+                    yield chunk
+            finally:
+                if hasattr(chunks, "close"):
+                    chunks.close()
+            run(self._keep())
 
     async def arecord(self, stream: AsyncIterable[C]) -> AsyncGenerator[C, None]:
         """Pass a stream on."""
         chunks = aiter(stream)
+        with self._ending():
+            try:
+                while True:
+                    with self._stage.turn(), serving(self._model):
+                        chunk = await anext(chunks, None)
+                    if chunk is None:
+                        break
+                    self._add(chunk)
+                    yield chunk
+            finally:
+                if hasattr(chunks, "aclose"):
+                    await chunks.aclose()
+            await self._keep()
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """End the stage with the stream, whoever ends it."""
         try:
-            while True:
-                with serving(self._model):
-                    chunk = await anext(chunks, None)
-                if chunk is None:
-                    break
-                self._add(chunk)
-                yield chunk
-        finally:
-            if hasattr(chunks, "aclose"):
-                await chunks.aclose()
-        await self._keep()
+            yield
+        except BaseException as error:
+            self._end(error, is_abandoned=isinstance(error, GeneratorExit))
+            raise
+        self._end(None)
+
+    def _end(self, error: BaseException | None, *, is_abandoned: bool = False) -> None:
+        self._is_open = False
+        if self._chunks or is_abandoned:
+            told = {
+                attributes.STREAM_CHUNKS: self._chunks,
+                attributes.STREAM_ABANDONED: is_abandoned,
+            }
+            self._stage.set(told)
+        self._stage.end(error)
 
     def _add(self, chunk: Any) -> None:
+        if not self._chunks:
+            waited = time.perf_counter() - self._started
+            self._stage.set({attributes.FIRST_CHUNK: waited})
+        self._chunks += 1
         if self._recording is not None:
             self._recorder.add(chunk)
 
     async def _keep(self) -> None:
         """Keep the whole stream."""
-        self._tell(is_hit=False)
         if self._recording is None or self._key is None or self._options.cache is None:
             return
         try:
@@ -123,11 +178,3 @@ class Tape(Generic[R]):
             return
         if answer is not None:
             await self._recording.keep({self._key: answer}, {self._key: self._query})
-
-    def _tell(self, *, is_hit: bool) -> None:
-        """Record the stage when it is over: it must not be current while others have the turn."""
-        about: dict[str, Any] = {
-            attributes.COMPONENT: type(self._model).__name__,
-            attributes.CACHE_HIT: is_hit,
-        }
-        past_stage("generate", self._started, time.time_ns(), about)

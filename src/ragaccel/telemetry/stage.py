@@ -5,6 +5,7 @@ While none of them is there it is a shared object that does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from contextvars import ContextVar
@@ -19,7 +20,7 @@ from opentelemetry.context import Context
 from ragaccel.telemetry import attributes, metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextvars import Token
     from types import TracebackType
 
@@ -105,10 +106,8 @@ class Stage:
             self.span.set_attributes(values)
 
     def __enter__(self) -> Self:
-        self._begin(time.time_ns())
-        self._outer = _current.set(self)
-        if self.span is not None:
-            self._token = otel_context.attach(trace.set_span_in_context(self.span, self._context))
+        self.begin()
+        self._attach()
         return self
 
     def __exit__(
@@ -117,19 +116,48 @@ class Stage:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.end(error)
+        self._detach()
+
+    def begin(self) -> Self:
+        """Begin without being current, for work that takes turns with others, such as a stream.
+
+        To be followed by any number of `turn` and one `end`.
+        """
+        self._begin(time.time_ns())
+        return self
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Be current: what begins inside is part of this stage."""
+        self._attach()
+        try:
+            yield
+        finally:
+            self._detach()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End, with an exception or without; a cancellation is no error."""
         self.duration_ns = time.perf_counter_ns() - self.began_ns
         if isinstance(error, Exception):
             self.error = type(error).__qualname__
-        _current.reset(self._outer)
         self._end()
-        if self._token is not None:
-            otel_context.detach(self._token)
 
     def past(self, start_ns: int, duration_ns: int) -> None:
         """Tell of a stage that is over already."""
         self._begin(start_ns)
         self.duration_ns = duration_ns
         self._end()
+
+    def _attach(self) -> None:
+        self._outer = _current.set(self)
+        if self.span is not None:
+            self._token = otel_context.attach(trace.set_span_in_context(self.span, self._context))
+
+    def _detach(self) -> None:
+        _current.reset(self._outer)
+        if self._token is not None:
+            otel_context.detach(self._token)
 
     def _begin(self, start_ns: int) -> None:
         self.start_ns = start_ns
@@ -179,6 +207,16 @@ class _Off(Stage):
         return self
 
     def __exit__(self, *exit_: object) -> None:
+        pass
+
+    def begin(self) -> Self:
+        return self
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        yield
+
+    def end(self, error: BaseException | None = None) -> None:
         pass
 
 
