@@ -85,9 +85,11 @@ def accelerate(
             0, or none set), so that the same question gets the same sample again.
         precision: How exactly cached embeddings are kept; what is given out is rounded so at once,
             the first time too.
-        batch: Whether single texts that are embedded at the same time are sent together; a
-            `MicroBatcher(max_size=…, workers=…)` says how. Queries are among them where the model
-            embeds them as it does texts, which is measured with the first one.
+        batch: Whether what is asked at the same time is sent together: texts of an embedding model,
+            pairs of a cross-encoder, and the queries that a retriever over a vector store embeds;
+            others are not changed by it. A `MicroBatcher(max_size=…, workers=…)` says how. Queries
+            are sent with texts where the model embeds them as it does texts, which is measured
+            with the first one.
 
     Returns:
         An instance of the object's own class.

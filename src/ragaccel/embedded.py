@@ -6,7 +6,6 @@ Python floats. What no cache is asked for comes out exactly as the model gave it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from ragaccel.cache import PLAIN, Kind, Uncacheable, flow
 from ragaccel.fingerprint import fingerprint
-from ragaccel.io import run
+from ragaccel.joined import together
 from ragaccel.seam import serve, serve_many
 from ragaccel.transparent import state_of
 
@@ -136,18 +135,6 @@ def _kept(precision: str, vector: Vector) -> Vector:
         return vector
 
 
-# -- texts that are embedded at the same time ------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A text that a component is to embed; copies of a component are other components."""
-
-    component: int
-    text: Any
-    many: Many = field(compare=False)
-
-
 async def _joined(
     io: flow.IO,
     component: object,
@@ -170,24 +157,21 @@ async def _joined(
         many: The model's call over several texts.
         is_query: Whether it is a query.
     """
-    state: Any = state_of(component)
-    batcher = state.known.get("batcher")
-    if batcher is None:
-        batcher = state.known.setdefault("batcher", state.options.batch.over(_send, _asend))
     if is_query:
+        state: Any = state_of(component)
+        known = state.known
         try:
             measured = "queries are texts", fingerprint(component)
         except Uncacheable:  # its settings may change unseen, and with them what queries are
             return await call()
-        are_texts = state.known.get(measured)
+        are_texts = known.get(measured)
         if are_texts is None:
             alone, among = await call(), (await many([text]))[0]
-            state.known[measured] = _are_alike(alone, among)
+            known[measured] = _are_alike(alone, among)
             return alone
         if not are_texts:
             return await call()
-    asked = _Text(id(component), text, many)
-    return batcher(asked) if io is flow.SYNC else await batcher.get(asked)
+    return await together(io, component, text, many)
 
 
 def _are_alike(one: Any, other: Any) -> bool:
@@ -197,20 +181,3 @@ def _are_alike(one: Any, other: Any) -> bool:
         return False
     size = float(np.linalg.norm(first)) + float(np.linalg.norm(second))
     return float(np.linalg.norm(first - second)) <= _ALIKE * size
-
-
-def _send(texts: Sequence[_Text]) -> Sequence[Any]:
-    return run(_asend(texts))
-
-
-async def _asend(texts: Sequence[_Text]) -> Sequence[Any]:
-    """Return the vectors of texts, sending those of each component together."""
-    places: dict[int, list[int]] = {}
-    for at, text in enumerate(texts):
-        places.setdefault(text.component, []).append(at)
-    vectors: list[Any] = [None] * len(texts)
-    for its in places.values():
-        found = await texts[its[0]].many([texts[at].text for at in its])
-        for at, vector in zip(its, found, strict=True):
-            vectors[at] = vector
-    return vectors

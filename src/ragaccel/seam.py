@@ -7,14 +7,14 @@ import copy
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from ragaccel import telemetry
 from ragaccel.cache import MISSING, Uncacheable, digest
 from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from typing_extensions import Self
@@ -28,6 +28,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Precision = Literal["float32", "float16"]
+
+_NOTHING: Final[Mapping[str, str | int]] = {}
+_MODEL: Final = (("model", attributes.MODEL), ("model_name", attributes.MODEL))
+#: Of the stages that components are, which of their settings are told, and as what.
+_TOLD: Final[dict[str, tuple[tuple[str, str], ...]]] = {
+    "embed": _MODEL,
+    "generate": _MODEL,
+    "retrieve": (("similarity_top_k", attributes.TOP_K),),
+    "rerank": (
+        ("model", attributes.RERANKER),
+        ("model_name", attributes.RERANKER),
+        ("top_n", attributes.RERANKER_TOP),
+    ),
+}
 
 _serving: ContextVar[frozenset[int]] = ContextVar("ragaccel_serving", default=frozenset())
 
@@ -68,6 +82,10 @@ class Options:
             return self
         return replace(self, identity=f"{self.identity}/{name}")
 
+    def batching(self, batch: MicroBatcher[Any, Any] | None) -> Options:
+        """Return the same options with another `batch`."""
+        return replace(self, batch=batch)
+
     def key(self, kind: str, parts: Callable[[], Any]) -> Digest | None:
         """Return the key of a call, or None where there is no cache or can be no key.
 
@@ -96,6 +114,13 @@ class Options:
                 keys = None
             span.set({attributes.CACHE_BYPASS: keys is None})
             return keys
+
+
+def tell_found(span: telemetry.Stage, query: Any, documents: Sequence[Any]) -> None:
+    """Tell of a retrieval's stage what was found."""
+    if span is not telemetry.OFF:
+        told = telemetry.asked("query", query) | telemetry.answered("query", documents)
+        span.set({attributes.DOCUMENTS: len(documents), **told})
 
 
 def is_serving(component: object) -> bool:
@@ -154,15 +179,19 @@ async def serve(
         return kept(await compute())
 
     with _stage(stage, component) as span:
+        if stage is not None:
+            span.set(telemetry.asked(stage, query))
         key = options.key(kind.name, parts)
         if key is None or options.cache is None:
-            return await compute()
-        found = await options.cache.find_or_compute(
-            io, key, compute_kept, ttl=options.ttl, kind=kind, namespace=options.namespace,
-            query=query,
-        )  # fmt: skip
-        if stage is not None:
+            found = await compute()
+        else:
+            found = await options.cache.find_or_compute(
+                io, key, compute_kept, ttl=options.ttl, kind=kind, namespace=options.namespace,
+                query=query,
+            )  # fmt: skip
             span.set({attributes.CACHE_HIT: not called})
+        if stage is not None and span is not telemetry.OFF:
+            span.set(_told(stage, kind, found, is_paid=called))
         return found
 
 
@@ -232,6 +261,15 @@ async def _serve_many(
     return _each(keys, found), len(missing)
 
 
+def _told(stage: str, kind: Kind[T], answer: T, *, is_paid: bool) -> dict[str, Any]:
+    """Return what is told of an answer; tokens only of one that was paid for now."""
+    told: dict[str, Any] = dict(telemetry.answered(stage, kind.result(answer)))
+    if is_paid and stage == "generate":
+        read, written = kind.tokens(answer)
+        told |= {attributes.INPUT_TOKENS: read, attributes.OUTPUT_TOKENS: written}
+    return told
+
+
 def _each(keys: Sequence[Digest], found: dict[Digest, T]) -> list[T]:
     """Return the answer to each key; who is given one twice may change the one or the other."""
     given: set[Digest] = set()
@@ -250,9 +288,27 @@ def _another(answer: T) -> T:
 
 
 def _stage(name: str | None, component: object) -> AbstractContextManager[telemetry.Stage]:
-    if name is None:
-        return contextlib.nullcontext(telemetry.OFF)
-    return telemetry.stage(name, {attributes.COMPONENT: type(component).__name__})
+    return contextlib.nullcontext(telemetry.OFF) if name is None else stage_of(name, component)
+
+
+def stage_of(
+    name: str, component: object, values: Mapping[str, str | int] = _NOTHING
+) -> telemetry.Stage:
+    """Open the stage that a component is, with what its settings tell.
+
+    Args:
+        name: See `telemetry.Stage`.
+        component: The component, wrapped or not.
+        values: What else is told.
+    """
+    if not telemetry.recording():
+        return telemetry.OFF
+    told: dict[str, Any] = {attributes.COMPONENT: type(component).__name__, **values}
+    for setting, attribute in _TOLD.get(name, ()):
+        value = getattr(component, setting, None)
+        if isinstance(value, (str, int)):
+            told[attribute] = value
+    return telemetry.stage(name, told)
 
 
 class Recording:

@@ -6,10 +6,9 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ragaccel import telemetry
 from ragaccel.cache import MISSING, Uncacheable
 from ragaccel.io import run
-from ragaccel.seam import Recording, serving
+from ragaccel.seam import Recording, serving, stage_of
 from ragaccel.telemetry import attributes
 from ragaccel.transparent import options_of
 
@@ -68,8 +67,7 @@ class Tape(Generic[R]):
         self._options = options_of(model)
         self._key: Digest | None = None
         self._recording: Recording | None = None
-        about = {attributes.COMPONENT: type(model).__name__}
-        self._stage = telemetry.stage("generate", about)
+        self._stage = stage_of("generate", model)
         self._parts, self._started, self._chunks = parts, time.perf_counter(), 0
         self._is_open = False
 

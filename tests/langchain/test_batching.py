@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import InMemoryVectorStore
 
 from ragaccel import MicroBatcher, MultiLevelCache, accelerate
 from ragaccel.errors import ConfigurationError
+from ragaccel.langchain import CompressedVectorStore
 from tests.langchain.embeddings import HashEmbeddings
 
 TEXTS = [f"text {number}" for number in range(20)]
@@ -68,3 +74,64 @@ def test_a_precision_that_is_none_is_refused_at_once(made, precision):
     """It is said what can be."""
     with pytest.raises(ConfigurationError, match="float32 or float16"):
         accelerate(made(""), precision=precision)
+
+
+@pytest.mark.parametrize("store", [InMemoryVectorStore, CompressedVectorStore])
+async def test_a_retriever_embeds_queries_at_once_together(made, calls, store):
+    """What it finds is what the plain one finds; the plain store keeps its model."""
+    model = made("")
+    plain = store.from_texts(TEXTS, model).as_retriever(search_kwargs={"k": 3})
+    expected = [[one.page_content for one in plain.invoke(text)] for text in TEXTS]
+    with MultiLevelCache.open() as cache:
+        fast = accelerate(plain, cache=cache, batch=MicroBatcher(workers=1))
+        await fast.ainvoke("first")
+        calls.clear()
+        found = await asyncio.gather(*map(fast.ainvoke, TEXTS))
+        assert [[one.page_content for one in documents] for documents in found] == expected
+        assert len(calls) <= 3
+        again = accelerate(plain, cache=cache)
+        assert [one.page_content for one in again.invoke(TEXTS[0])] == expected[0]
+        assert len(calls) <= 3
+        assert cache.stats().hits == {"memory": 1}
+    assert plain.vectorstore.embeddings is model
+    assert fast.vectorstore.embeddings is not model
+
+
+class Lengths(BaseCrossEncoder):
+    """Scores by length, and takes its time for each call."""
+
+    def __init__(self, result):
+        self.sizes, self.result = [], result
+
+    def score(self, text_pairs, **kwargs):
+        self.sizes.append(len(text_pairs))
+        time.sleep(0.02)
+        return self.result([float(len(query + text)) for query, text in text_pairs])
+
+
+@pytest.mark.parametrize("result", [list, np.array], ids=["list", "array"])
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_cross_encoder_scores_the_pairs_of_many_at_once(result, is_cached):
+    """Each gets the own scores, in the kind that the encoder gives."""
+    encoder = Lengths(result)
+    lists = [[("q" * at, "text" * other) for other in range(5)] for at in range(12)]
+    with MultiLevelCache.open() as cache, ThreadPoolExecutor(12) as pool:
+        fast = accelerate(
+            encoder,
+            cache=cache if is_cached else None,
+            batch=MicroBatcher(workers=1),
+            identity="lengths",
+        )
+        found = list(pool.map(fast.score, lists))
+    for pairs, scores in zip(lists, found, strict=True):
+        assert type(scores) is type(result([1.0]))
+        assert list(scores) == [len(query + text) for query, text in pairs]
+    assert sum(encoder.sizes) == 60
+    assert len(encoder.sizes) < 12
+
+
+def test_calls_with_options_of_their_own_stay_alone():
+    """They are not known to mean the same for others."""
+    encoder = Lengths(list)
+    fast = accelerate(encoder, batch=True)
+    assert fast.score([("a", "b")], batch_size=3) == [2.0]

@@ -6,10 +6,14 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores import SimpleVectorStore
 from pydantic import PrivateAttr
 
 from ragaccel import MicroBatcher, accelerate
+from ragaccel.llamaindex import CompressedVectorStore
 from tests.llamaindex.embeddings import HashEmbedding
 
 
@@ -116,3 +120,26 @@ def test_copies_with_other_settings_are_never_mixed(cache):
     for at, text in enumerate(TEXTS):
         assert found[2 * at] == pytest.approx(Slow().get_text_embedding(text), abs=1e-6)
         assert found[2 * at + 1] == pytest.approx(Slow(seed=7).get_text_embedding(text), abs=1e-6)
+
+
+@pytest.mark.parametrize("store", [SimpleVectorStore, CompressedVectorStore])
+async def test_a_retriever_embeds_queries_at_once_together(cache, store):
+    """What it finds is what the plain one finds, under the same keys."""
+    model = Slow()
+    index = VectorStoreIndex(
+        [TextNode(id_=text, text=text) for text in TEXTS],
+        storage_context=StorageContext.from_defaults(vector_store=store()),
+        embed_model=model,
+    )
+    plain = index.as_retriever(similarity_top_k=3)
+    expected = [[one.node_id for one in await plain.aretrieve(text)] for text in TEXTS]
+    fast = accelerate(plain, cache=cache, batch=MicroBatcher(workers=1))
+    await fast.aretrieve("first")
+    model._calls.clear()
+    found = await asyncio.gather(*map(fast.aretrieve, TEXTS))
+    assert [[one.node_id for one in nodes] for nodes in found] == expected
+    assert len(model._calls) <= 3
+    again = accelerate(plain, cache=cache)
+    assert [one.node_id for one in again.retrieve(TEXTS[0])] == expected[0]
+    assert len(model._calls) <= 3
+    assert plain._embed_model is model

@@ -10,6 +10,7 @@ A cross-encoder's scores are kept pair by pair, each of the type that it had: Py
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -20,9 +21,10 @@ from ragaccel import rankings
 from ragaccel.cache import PLAIN, Kind, Uncacheable, flow
 from ragaccel.fingerprint import identity
 from ragaccel.io import run
+from ragaccel.joined import together
 from ragaccel.langchain.calls import canonical, takes
 from ragaccel.rankings import firsts, from_scalar, scalar
-from ragaccel.seam import is_serving, serve, serve_many
+from ragaccel.seam import is_serving, serve, serve_many, serving
 from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
 
 if TYPE_CHECKING:
@@ -219,8 +221,15 @@ class _CrossEncoder(_Scores):
         is_kept = options.cache is not None
 
         async def call(pairs: Any) -> Any:
-            scores = method(pairs, **kwargs)
+            if options.batch is None or kwargs or not all(type(pair) is tuple for pair in pairs):
+                scores = method(pairs, **kwargs)
+            else:
+                scores = await together(flow.SYNC, self, tuple(pairs), many)
             return _apart(scores) if is_kept else scores
+
+        async def many(lists: Sequence[Any]) -> Any:
+            with serving(self):
+                return _of_each(lists, method)
 
         @functools.cache
         def shared() -> Any:
@@ -380,6 +389,15 @@ def _change_of(made: _Seen, before: Sequence[_Seen]) -> _Change:
             if is_like(one):
                 return made.change(at, one)
     return made.change(-1, None)
+
+
+def _of_each(lists: Sequence[Any], score: Callable[[Any], Any]) -> list[Any]:
+    """Return the scores of each list of pairs, made in one call."""
+    scores = score([pair for pairs in lists for pair in pairs])
+    ends = list(itertools.accumulate(map(len, lists)))
+    if len(scores) != ends[-1]:
+        return [score(list(pairs)) for pairs in lists]
+    return [scores[end - len(pairs) : end] for pairs, end in zip(lists, ends, strict=True)]
 
 
 def _apart(scores: Any) -> list[Any]:

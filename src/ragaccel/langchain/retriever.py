@@ -5,6 +5,8 @@ Callbacks and tracing lie above that seam and happen on a hit as on a miss.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import sys
 import uuid
 import weakref
@@ -19,11 +21,12 @@ from ragaccel.cache import Uncacheable, flow
 from ragaccel.cache.values import check_plain
 from ragaccel.fingerprint import class_name, fingerprint, visible
 from ragaccel.io import run
+from ragaccel.langchain import embeddings
 from ragaccel.langchain.vector_store import CompressedVectorStore
 from ragaccel.reuse import answers, serve
-from ragaccel.seam import Options, is_serving
+from ragaccel.seam import Options, is_serving, tell_found
 from ragaccel.telemetry import attributes
-from ragaccel.transparent import plain_class, state_of, wrap
+from ragaccel.transparent import options_of, plain_class, state_of, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +105,7 @@ class _Retriever(_Base):
                     _parts(self, state.options, query, kwargs), call, query=query,
                 )
             )  # fmt: skip
-            span.set({attributes.DOCUMENTS: len(documents)})
+            tell_found(span, query, documents)
         return documents
 
     async def _aget_relevant_documents(
@@ -121,13 +124,31 @@ class _Retriever(_Base):
                 flow.ASYNC, self, state.options, _DOCUMENTS,
                 _parts(self, state.options, query, kwargs), call, query=query,
             )  # fmt: skip
-            span.set({attributes.DOCUMENTS: len(documents)})
+            tell_found(span, query, documents)
         return documents
 
 
 def accelerated(retriever: BaseRetriever, options: Options) -> BaseRetriever:
     """Return the retriever wrapped; see `ragaccel.accelerate`."""
-    return wrap(retriever, _Retriever, options, lambda: _identity(retriever, options))
+    wrapped = wrap(retriever, _Retriever, options, lambda: _identity(retriever, options))
+    if options.batch is not None and isinstance(retriever, VectorStoreRetriever):
+        wrapped.__dict__["vectorstore"] = _batching(retriever.vectorstore, options)
+    return wrapped
+
+
+def _batching(store: VectorStore, options: Options) -> VectorStore:
+    """Return a store over the same documents whose model embeds queries together."""
+    model = store.embeddings
+    places = [name for name, value in vars(store).items() if value is model]
+    if model is None or not places:
+        return store
+    batching = options_of(model).batching(options.batch)
+    clone = copy.copy(store)
+    for name in places:
+        setattr(clone, name, embeddings.accelerated(model, batching))
+    with contextlib.suppress(TypeError):
+        _tokens[clone] = _tokens.setdefault(store, uuid.uuid4().hex)
+    return clone
 
 
 def _given(retriever: Any, run_manager: Any) -> dict[str, Any]:

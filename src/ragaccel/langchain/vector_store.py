@@ -13,7 +13,9 @@ from langchain_core.vectorstores import VectorStore
 from ragaccel import telemetry
 from ragaccel.errors import ConfigurationError, FilterError
 from ragaccel.langchain.filters import to_filter
+from ragaccel.seam import stage_of
 from ragaccel.telemetry import attributes
+from ragaccel.transparent import state_of
 from ragaccel.vectors import CollectionHandle, Ids
 from ragaccel.vectors.mmr import select
 
@@ -152,7 +154,7 @@ class CompressedVectorStore(VectorStore):
             RagaccelError: A row cannot be stored; then none of them is.
         """
         listed = list(texts)
-        with telemetry.stage("embed", {attributes.QUERIES: len(listed)}):
+        with self._embedding_stage(len(listed)):
             vectors = self._embedding.embed_documents(listed) if listed else []
         return self._upsert(listed, vectors, metadatas, ids)
 
@@ -166,7 +168,7 @@ class CompressedVectorStore(VectorStore):
     ) -> list[str]:
         """Do what `add_texts` does, without blocking the event loop."""
         listed = list(texts)
-        with telemetry.stage("embed", {attributes.QUERIES: len(listed)}):
+        with self._embedding_stage(len(listed)):
             vectors = await self._embedding.aembed_documents(listed) if listed else []
         return await asyncio.to_thread(self._upsert, listed, vectors, metadatas, ids)
 
@@ -353,12 +355,18 @@ class CompressedVectorStore(VectorStore):
             return lambda score: 1 / (1 + max(0.0, -score))
         return lambda score: min(1.0, max(0.0, (1 + score) / 2))
 
+    def _embedding_stage(self, count: int) -> telemetry.Stage:
+        """Return the stage of an embedding, unless the model has one of its own."""
+        if state_of(self._embedding) is not None:
+            return telemetry.OFF
+        return stage_of("embed", self._embedding, {attributes.ITEMS: count})
+
     def _embed(self, query: str) -> list[float]:
-        with telemetry.stage("embed"):
+        with self._embedding_stage(1):
             return self._embedding.embed_query(query)
 
     async def _aembed(self, query: str) -> list[float]:
-        with telemetry.stage("embed"):
+        with self._embedding_stage(1):
             return await self._embedding.aembed_query(query)
 
     def _upsert(

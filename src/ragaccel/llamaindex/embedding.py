@@ -19,6 +19,7 @@ from ragaccel.cache import Uncacheable, flow
 from ragaccel.embedded import embed_many, embed_one
 from ragaccel.fingerprint import identity
 from ragaccel.io import run
+from ragaccel.llamaindex.events import leave_out
 from ragaccel.seam import is_serving, serving
 from ragaccel.transparent import Around, options_of, put_around, wrap
 
@@ -106,6 +107,7 @@ def _one(
 ) -> Any:
     if is_serving(model):
         return method(asked)
+    leave_out()
 
     async def call() -> Any:
         _wait(model)
@@ -128,6 +130,7 @@ async def _aone(
 ) -> Any:
     if is_serving(model):
         return await method(asked)
+    leave_out()
 
     async def call() -> Any:
         await _await(model)
@@ -144,6 +147,7 @@ async def _aone(
 def _many(model: Any, sort: str, method: Callable[[Any], Any], asked: Sequence[Any]) -> Any:
     if is_serving(model):
         return method(asked)
+    leave_out()
 
     async def call(some: Sequence[Any]) -> Any:
         _wait(model)
@@ -157,6 +161,7 @@ async def _amany(
 ) -> Any:
     if is_serving(model):
         return await method(asked)
+    leave_out()
 
     async def call(some: Sequence[Any]) -> Any:
         await _await(model)

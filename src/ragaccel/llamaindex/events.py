@@ -40,7 +40,7 @@ class _EmbedStages(BaseEventHandler):
             started[event.span_id] = (time.time_ns(), model)
         elif isinstance(event, EmbeddingEndEvent) and event.span_id in started:
             start_ns, model = started.pop(event.span_id)
-            past_stage("embed", start_ns, time.time_ns(), {attributes.EMBEDDING_MODEL: model})
+            past_stage("embed", start_ns, time.time_ns(), {attributes.MODEL: model})
 
 
 @contextlib.contextmanager
@@ -55,6 +55,13 @@ def embed_stages() -> Iterator[None]:
         yield
     finally:
         _started.reset(token)
+
+
+def leave_out() -> None:
+    """Show no stage for the embedding that has just begun: its model shows one itself."""
+    started = _started.get()
+    if started:
+        started.popitem()
 
 
 def _listen() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
 from llama_index.core.schema import NodeWithScore
 
@@ -17,13 +18,14 @@ from ragaccel import telemetry
 from ragaccel.cache import Stale, Uncacheable, flow
 from ragaccel.fingerprint import class_name, fingerprint, visible
 from ragaccel.io import run
+from ragaccel.llamaindex import embedding
 from ragaccel.llamaindex.events import embed_stages
 from ragaccel.llamaindex.nodes import PackedNode, pack_node, unpack_node
 from ragaccel.llamaindex.vector_store import CompressedVectorStore
 from ragaccel.reuse import answers, serve
-from ragaccel.seam import Options, is_serving
+from ragaccel.seam import Options, is_serving, tell_found
 from ragaccel.telemetry import attributes
-from ragaccel.transparent import plain_class, state_of, wrap
+from ragaccel.transparent import options_of, plain_class, state_of, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +119,7 @@ class _Retriever(_Base):
                     query=query_bundle.query_str,
                 )
             )  # fmt: skip
-            span.set({attributes.DOCUMENTS: len(retrieved.nodes)})
+            tell_found(span, query_bundle, retrieved.nodes)
         query_bundle.embedding = retrieved.embedding
         return retrieved.nodes
 
@@ -137,13 +139,18 @@ class _Retriever(_Base):
                 flow.ASYNC, self, state.options, _ASYNC_NODES, asked, call,
                     query=query_bundle.query_str,
             )  # fmt: skip
-            span.set({attributes.DOCUMENTS: len(retrieved.nodes)})
+            tell_found(span, query_bundle, retrieved.nodes)
         return retrieved.nodes
 
 
 def accelerated(retriever: BaseRetriever, options: Options) -> BaseRetriever:
     """Return the retriever wrapped; see `ragaccel.accelerate`."""
-    return wrap(retriever, _Retriever, options, lambda: _identity(retriever, options))
+    wrapped = wrap(retriever, _Retriever, options, lambda: _identity(retriever, options))
+    model = getattr(wrapped, "_embed_model", None)
+    if options.batch is not None and isinstance(model, BaseEmbedding):
+        batching = options_of(model).batching(options.batch)
+        wrapped._embed_model = embedding.accelerated(model, batching)  # type: ignore[attr-defined]
+    return wrapped
 
 
 def _parts(retriever: Any, options: Options, bundle: QueryBundle) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ragaccel import seam, telemetry
+from ragaccel import seam
 from ragaccel.reuse.freshness import Answer, dependencies, retell
 from ragaccel.vectors import watch
 
@@ -41,7 +41,7 @@ async def serve(
     """
 
     async def compute() -> Answer[R]:
-        with telemetry.stage("retrieve"), watch() as traces:
+        with seam.stage_of("retrieve", component), watch() as traces:
             result = await call()
         return Answer(result, dependencies(traces))
 

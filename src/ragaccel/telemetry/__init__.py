@@ -5,8 +5,19 @@ that has set up OpenTelemetry by itself needs no call at all: the stages join it
 """
 
 from ragaccel.telemetry.configure import configure, flush
+from ragaccel.telemetry.content import answered, asked
 from ragaccel.telemetry.metrics import Figure, measure
-from ragaccel.telemetry.stage import OFF, Listener, Place, Stage, here, listen, stage, unlisten
+from ragaccel.telemetry.stage import (
+    OFF,
+    Listener,
+    Place,
+    Stage,
+    here,
+    listen,
+    recording,
+    stage,
+    unlisten,
+)
 
 __all__ = [
     "OFF",
@@ -14,11 +25,14 @@ __all__ = [
     "Listener",
     "Place",
     "Stage",
+    "answered",
+    "asked",
     "configure",
     "flush",
     "here",
     "listen",
     "measure",
+    "recording",
     "stage",
     "unlisten",
 ]

@@ -51,7 +51,7 @@ class Search(NamedTuple):
     def run(self, store: Store, db: sqlite3.Connection, allowed: RowSet | None) -> Answers:
         """Find the nearest rows, and read what is stored of them."""
         if store.index is None:
-            return Answers([([], []) for _ in self.queries], {}, {})
+            return Answers([([], []) for _ in self.queries], {}, {}, 0)
         found = store.index.search(self.queries, self.k, allowed, exact=self.exact)
         if self.min_score > ANY_SCORE:
             found = [_at_least(one, self.min_score) for one in found]
@@ -60,7 +60,9 @@ class Search(NamedTuple):
         else:
             wanted = sorted({slot for _, slots in found for slot in slots})
         raw = store.raw(db, wanted) if self.vectors else {}
-        return Answers(found, database.documents(db, wanted, whole=self.documents), raw)
+        searched = store.index.live_count if allowed is None else len(allowed)
+        documents = database.documents(db, wanted, whole=self.documents)
+        return Answers(found, documents, raw, searched)
 
 
 class Answers(NamedTuple):
@@ -70,11 +72,13 @@ class Answers(NamedTuple):
         found: Exact scores and slots per query, nearest first.
         documents: What is stored of the rows, by slot; a row that is gone meanwhile has none.
         raw: Raw vectors by slot, where they were asked for.
+        searched: How many rows there were to find.
     """
 
     found: list[Found]
     documents: dict[int, Document]
     raw: dict[int, NDArray[np.float32]]
+    searched: int
 
     def hits(self) -> list[list[Hit]]:
         """Return the hits of each query, nearest first."""

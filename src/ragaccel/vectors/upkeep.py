@@ -8,7 +8,9 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from ragaccel import telemetry
 from ragaccel.errors import CollectionClosedError, ConfigurationError
+from ragaccel.telemetry import attributes
 from ragaccel.vectors.background import Background, StoppableSlab, StoppedError
 from ragaccel.vectors.calibrate import set_effort
 from ragaccel.vectors.choice import build_best
@@ -52,7 +54,8 @@ class Upkeep:
         index = self._store.index
         if index is not None and index.is_due:
             if index.live_count <= _AT_ONCE_ROWS:
-                index.keep_up()
+                with telemetry.stage("compact", {attributes.ROWS: index.live_count}):
+                    index.keep_up()
             else:
                 self._background.begin(self._remake)
 
@@ -120,6 +123,11 @@ class Upkeep:
             if index is None:
                 return
             plan = self._plan(index)
+        with telemetry.stage("compact", {attributes.ROWS: len(plan.slots)}):
+            self._make_codes(index, plan)
+
+    def _make_codes(self, index: Index, plan: Plan) -> None:
+        """Set the effort anew, or make other codes if no effort keeps the recall."""
         while True:
             exam = plan.exam()
             with self._lock.write():
