@@ -17,8 +17,8 @@ from ragaccel import MultiLevelCache
 from ragaccel.cache import PLAIN, flow
 from ragaccel.cli.demo.models import load_model
 from ragaccel.io import run
-from ragaccel.seam import Options, serve
-from ragaccel.transparent import options_of, wrap
+from ragaccel.wrapping.seam import Options, serve
+from ragaccel.wrapping.transparent import options_of, wrap
 
 
 class Seam:

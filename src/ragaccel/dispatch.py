@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args
 
 from ragaccel.errors import ConfigurationError, UnsupportedComponentError
-from ragaccel.seam import Options, Precision
-from ragaccel.transparent import unwrap
+from ragaccel.wrapping.seam import Options, Precision
+from ragaccel.wrapping.transparent import unwrap
 
 if TYPE_CHECKING:
     from ragaccel.batching import MicroBatcher

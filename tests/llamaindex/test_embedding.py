@@ -32,7 +32,7 @@ from pydantic import PrivateAttr
 
 from ragaccel import MultiLevelCache, accelerate, unwrap
 from ragaccel.errors import ConfigurationError
-from ragaccel.fingerprint import fingerprint
+from ragaccel.wrapping.fingerprint import fingerprint
 from tests.llamaindex.embeddings import TEXTS, HashEmbedding
 from tests.llamaindex.recorders import CallbackRecorder, recording
 

@@ -10,7 +10,7 @@ from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
 
 from ragaccel.cache import Uncacheable
-from ragaccel.fingerprint import class_name
+from ragaccel.wrapping.fingerprint import class_name
 
 #: What a message carries besides what it says to a model.
 _ASIDE: Final = frozenset(("artifact", "id", "response_metadata", "usage_metadata"))

@@ -16,11 +16,11 @@ from langchain_core.runnables import Runnable
 from pydantic import BaseModel
 
 from ragaccel.errors import UnsupportedComponentError
-from ragaccel.fingerprint import class_name
-from ragaccel.transparent import adapter_of, plain_class, unwrap, wrap
+from ragaccel.wrapping.fingerprint import class_name
+from ragaccel.wrapping.transparent import adapter_of, plain_class, unwrap, wrap
 
 if TYPE_CHECKING:
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
 #: Base class of what is wrapped -> the module of the adapter, imported when there is such a thing.
 _ADAPTERS: Final[dict[type, str]] = {

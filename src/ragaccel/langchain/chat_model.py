@@ -17,7 +17,6 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from ragaccel.cache import Kind, Stale, Uncacheable, flow
-from ragaccel.fingerprint import identity
 from ragaccel.io import run
 from ragaccel.langchain import limiter
 from ragaccel.langchain.calls import canonical, check_one_answer, takes
@@ -31,10 +30,11 @@ from ragaccel.langchain.generations import (
     tokens,
     with_parsed,
 )
-from ragaccel.sampling import check_sampling, warn_of_sampling
-from ragaccel.seam import is_serving, serve
-from ragaccel.tape import Tape
-from ragaccel.transparent import keep_defaults, options_of, plain_class, put_around, wrap
+from ragaccel.wrapping.fingerprint import identity
+from ragaccel.wrapping.sampling import check_sampling, warn_of_sampling
+from ragaccel.wrapping.seam import is_serving, serve
+from ragaccel.wrapping.tape import Tape
+from ragaccel.wrapping.transparent import keep_defaults, options_of, plain_class, put_around, wrap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from langchain_core.outputs import ChatGeneration
 
     from ragaccel.cache.values import Body
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
     _Base = BaseChatModel
 else:

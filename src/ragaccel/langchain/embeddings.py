@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_core.embeddings import Embeddings
 
 from ragaccel.cache import Uncacheable, flow
-from ragaccel.embedded import embed_many, embed_one
-from ragaccel.fingerprint import identity
 from ragaccel.io import run
-from ragaccel.seam import is_serving, serving
-from ragaccel.transparent import keep_defaults, options_of, wrap
+from ragaccel.wrapping.embedded import embed_many, embed_one
+from ragaccel.wrapping.fingerprint import identity
+from ragaccel.wrapping.seam import is_serving, serving
+from ragaccel.wrapping.transparent import keep_defaults, options_of, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
     _Base = Embeddings
 else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from langchain_core.rate_limiters import BaseRateLimiter
 
-from ragaccel.transparent import Around
+from ragaccel.wrapping.transparent import Around
 
 
 class MissLimiter(Around, BaseRateLimiter):

@@ -17,21 +17,21 @@ from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from ragaccel.cache import Kind, Stale, Uncacheable, flow
-from ragaccel.fingerprint import identity
 from ragaccel.io import run
 from ragaccel.langchain.calls import canonical, check_one_answer, takes
 from ragaccel.langchain.generations import CACHED, SCHEMA, Chunks, opened, packed, said
-from ragaccel.sampling import check_sampling, warn_of_sampling
-from ragaccel.seam import is_serving, serve, serve_many
-from ragaccel.tape import Tape
-from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
+from ragaccel.wrapping.fingerprint import identity
+from ragaccel.wrapping.sampling import check_sampling, warn_of_sampling
+from ragaccel.wrapping.seam import is_serving, serve, serve_many
+from ragaccel.wrapping.tape import Tape
+from ragaccel.wrapping.transparent import keep_defaults, options_of, plain_class, wrap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from ragaccel.cache.flow import IO
     from ragaccel.cache.values import Body
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
     _Base = BaseLLM
 else:

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from langchain_core.documents import BaseDocumentCompressor, Document
 
-from ragaccel import rankings
 from ragaccel.cache import PLAIN, Kind, Uncacheable, flow
-from ragaccel.fingerprint import identity
 from ragaccel.io import run
-from ragaccel.joined import together
 from ragaccel.langchain.calls import canonical, takes
-from ragaccel.rankings import firsts, from_scalar, scalar
-from ragaccel.seam import is_serving, serve, serve_many, serving
-from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
+from ragaccel.wrapping import rankings
+from ragaccel.wrapping.fingerprint import identity
+from ragaccel.wrapping.joined import together
+from ragaccel.wrapping.rankings import firsts, from_scalar, scalar
+from ragaccel.wrapping.seam import is_serving, serve, serve_many, serving
+from ragaccel.wrapping.transparent import keep_defaults, options_of, plain_class, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ragaccel.cache.flow import IO
     from ragaccel.cache.values import Body
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
     _Compresses = BaseDocumentCompressor
     _Scores = BaseCrossEncoder

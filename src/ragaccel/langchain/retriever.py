@@ -19,14 +19,14 @@ from langchain_core.vectorstores import VectorStoreRetriever
 from ragaccel import telemetry
 from ragaccel.cache import Uncacheable, flow
 from ragaccel.cache.values import check_plain
-from ragaccel.fingerprint import class_name, fingerprint, visible
 from ragaccel.io import run
 from ragaccel.langchain import embeddings
 from ragaccel.langchain.vector_store import CompressedVectorStore
 from ragaccel.reuse import answers, serve
-from ragaccel.seam import Options, is_serving, tell_found
 from ragaccel.telemetry import attributes
-from ragaccel.transparent import options_of, plain_class, state_of, wrap
+from ragaccel.wrapping.fingerprint import class_name, fingerprint, visible
+from ragaccel.wrapping.seam import Options, is_serving, tell_found
+from ragaccel.wrapping.transparent import options_of, plain_class, state_of, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

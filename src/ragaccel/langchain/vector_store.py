@@ -13,11 +13,11 @@ from langchain_core.vectorstores import VectorStore
 from ragaccel import telemetry
 from ragaccel.errors import ConfigurationError, FilterError
 from ragaccel.langchain.filters import to_filter
-from ragaccel.seam import stage_of
 from ragaccel.telemetry import attributes
-from ragaccel.transparent import state_of
 from ragaccel.vectors import CollectionHandle, Ids
 from ragaccel.vectors.mmr import select
+from ragaccel.wrapping.seam import stage_of
+from ragaccel.wrapping.transparent import state_of
 
 if TYPE_CHECKING:
     import os

@@ -16,19 +16,19 @@ from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
 from llama_index.core.rate_limiter import BaseRateLimiter
 
 from ragaccel.cache import Uncacheable, flow
-from ragaccel.embedded import embed_many, embed_one
-from ragaccel.fingerprint import identity
 from ragaccel.io import run
 from ragaccel.llamaindex.events import leave_out
-from ragaccel.seam import is_serving, serving
-from ragaccel.transparent import Around, options_of, put_around, wrap
+from ragaccel.wrapping.embedded import embed_many, embed_one
+from ragaccel.wrapping.fingerprint import identity
+from ragaccel.wrapping.seam import is_serving, serving
+from ragaccel.wrapping.transparent import Around, options_of, put_around, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from llama_index.core.base.embeddings.base import BaseEmbedding
 
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
     _Base = MultiModalEmbedding
 else:

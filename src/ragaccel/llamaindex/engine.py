@@ -19,10 +19,10 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.response_synthesizers.base import BaseSynthesizer
 
 from ragaccel.errors import UnsupportedComponentError
-from ragaccel.transparent import adapter_of, options_of, unwrap, wrap
+from ragaccel.wrapping.transparent import adapter_of, options_of, unwrap, wrap
 
 if TYPE_CHECKING:
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
     _Base = BaseIndex[Any]
 else:

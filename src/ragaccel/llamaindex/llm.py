@@ -18,14 +18,14 @@ from llama_index.core.rate_limiter import BaseRateLimiter
 from llama_index_instrumentation import get_dispatcher
 
 from ragaccel.cache import flow
-from ragaccel.fingerprint import identity
 from ragaccel.io import run
 from ragaccel.llamaindex.prompts import canonical
 from ragaccel.llamaindex.responses import ANSWER, Answer, Recorder
-from ragaccel.sampling import check_sampling, warn_of_sampling
-from ragaccel.seam import is_serving, serve
-from ragaccel.tape import Tape
-from ragaccel.transparent import (
+from ragaccel.wrapping.fingerprint import identity
+from ragaccel.wrapping.sampling import check_sampling, warn_of_sampling
+from ragaccel.wrapping.seam import is_serving, serve
+from ragaccel.wrapping.tape import Tape
+from ragaccel.wrapping.transparent import (
     Around,
     keep_defaults,
     options_of,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
     from llama_index.core.llms.llm import LLM
 
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
     Response = ChatResponse | CompletionResponse
     _Base = LLM

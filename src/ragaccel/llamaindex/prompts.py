@@ -8,7 +8,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from pydantic import BaseModel
 from pydantic.networks import AnyUrl
 
-from ragaccel.fingerprint import class_name
+from ragaccel.wrapping.fingerprint import class_name
 
 
 def canonical(part: Any) -> Any:

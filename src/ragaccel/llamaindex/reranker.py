@@ -21,16 +21,16 @@ from llama_index.core.schema import IndexNode, MetadataMode, NodeWithScore
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 
-from ragaccel import rankings
 from ragaccel.cache import Kind, Uncacheable
 from ragaccel.cache.values import PLAIN
 from ragaccel.errors import InvalidRecordError
-from ragaccel.fingerprint import class_name, identity
 from ragaccel.io import run
 from ragaccel.llamaindex.nodes import encode_node
-from ragaccel.rankings import firsts, from_scalar, scalar
-from ragaccel.seam import is_serving, serve
-from ragaccel.transparent import keep_defaults, options_of, plain_class, wrap
+from ragaccel.wrapping import rankings
+from ragaccel.wrapping.fingerprint import class_name, identity
+from ragaccel.wrapping.rankings import firsts, from_scalar, scalar
+from ragaccel.wrapping.seam import is_serving, serve
+from ragaccel.wrapping.transparent import keep_defaults, options_of, plain_class, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from ragaccel.cache.flow import IO
     from ragaccel.cache.values import Body
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
     _Base = BaseNodePostprocessor
 else:

@@ -16,16 +16,16 @@ from llama_index.core.schema import NodeWithScore
 
 from ragaccel import telemetry
 from ragaccel.cache import Stale, Uncacheable, flow
-from ragaccel.fingerprint import class_name, fingerprint, visible
 from ragaccel.io import run
 from ragaccel.llamaindex import embedding
 from ragaccel.llamaindex.events import embed_stages
 from ragaccel.llamaindex.nodes import PackedNode, pack_node, unpack_node
 from ragaccel.llamaindex.vector_store import CompressedVectorStore
 from ragaccel.reuse import answers, serve
-from ragaccel.seam import Options, is_serving, tell_found
 from ragaccel.telemetry import attributes
-from ragaccel.transparent import options_of, plain_class, state_of, wrap
+from ragaccel.wrapping.fingerprint import class_name, fingerprint, visible
+from ragaccel.wrapping.seam import Options, is_serving, tell_found
+from ragaccel.wrapping.transparent import options_of, plain_class, state_of, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

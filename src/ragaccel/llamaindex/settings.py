@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llama_index.core import Settings
 
 from ragaccel.llamaindex.engine import accelerated
-from ragaccel.seam import Options
+from ragaccel.wrapping.seam import Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ragaccel import seam
 from ragaccel.reuse.freshness import Answer, dependencies, retell
 from ragaccel.vectors import watch
+from ragaccel.wrapping import seam
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ragaccel.cache import Kind
     from ragaccel.cache.flow import IO
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
 R = TypeVar("R")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ragaccel.cache import Uncacheable, digest
 
 if TYPE_CHECKING:
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
 #: Settings that decide only how, not what, a component answers.
 _HOW: Final = frozenset(

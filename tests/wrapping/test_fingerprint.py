@@ -14,7 +14,7 @@ from pydantic_core import core_schema
 
 from ragaccel import accelerate, unwrap
 from ragaccel.cache import Uncacheable
-from ragaccel.fingerprint import fingerprint, visible
+from ragaccel.wrapping.fingerprint import fingerprint, visible
 from tests.llamaindex.embeddings import HashEmbedding
 from tests.llamaindex.retrievers import WordRetriever
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ragaccel.cache import MISSING, Uncacheable
 from ragaccel.io import run
-from ragaccel.seam import Recording, serving, stage_of
 from ragaccel.telemetry import attributes
-from ragaccel.transparent import options_of
+from ragaccel.wrapping.seam import Recording, serving, stage_of
+from ragaccel.wrapping.transparent import options_of
 
 if TYPE_CHECKING:
     from collections.abc import (

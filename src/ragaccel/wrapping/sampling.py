@@ -9,7 +9,7 @@ from ragaccel.cache import Uncacheable
 from ragaccel.errors import RagaccelWarning
 
 if TYPE_CHECKING:
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
 _MISSING: Final = object()
 

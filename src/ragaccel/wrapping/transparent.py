@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ragaccel.cache import Uncacheable
 from ragaccel.errors import ConfigurationError, UnsupportedComponentError
-from ragaccel.seam import Options
+from ragaccel.wrapping.seam import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

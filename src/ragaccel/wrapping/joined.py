@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragaccel.cache import flow
 from ragaccel.io import run
-from ragaccel.transparent import state_of
+from ragaccel.wrapping.transparent import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

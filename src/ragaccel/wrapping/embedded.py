@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 
 from ragaccel.cache import PLAIN, Kind, Uncacheable, flow
-from ragaccel.fingerprint import fingerprint
-from ragaccel.joined import together
-from ragaccel.seam import serve, serve_many
-from ragaccel.transparent import state_of
+from ragaccel.wrapping.fingerprint import fingerprint
+from ragaccel.wrapping.joined import together
+from ragaccel.wrapping.seam import serve, serve_many
+from ragaccel.wrapping.transparent import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ragaccel.cache.flow import IO
     from ragaccel.cache.values import Body
-    from ragaccel.seam import Options
+    from ragaccel.wrapping.seam import Options
 
     Vector = list[float]
     Many = Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
