@@ -19,6 +19,7 @@ _BEGIN, _END = "<!-- metrics: written by generate.py -->\n", "<!-- end -->\n"
 _ROWS = {"stage": "Stages", "cache": "Cache", "batch": "Batches", "index": "Indexes"}
 _UNITS = {"s": ("seconds", "s"), "By": ("bytes", "bytes")}  # Prometheus's and Grafana's names
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+_PRICED = ("input", "output")
 _NOT_DRAWN = (NAMESPACE, ERROR)  # what a panel adds up
 _WIDTH, _HEIGHT, _COLUMNS = 8, 8, 24
 _JOB = 'job=~"$job"'
@@ -38,78 +39,79 @@ def label(name: str) -> str:
     return name.replace(".", "_")
 
 
-def rate(name: str, suffix: str = "", **match: str) -> str:
+def rate(name: str, suffix: str = "", only: str = "") -> str:
     """Return how fast a metric grows, per second."""
-    matchers = ",".join([_JOB, *match.values()])
+    matchers = ",".join(filter(None, (_JOB, only)))
     return f"rate({series(name)}{suffix}{{{matchers}}}[$__rate_interval])"
 
 
-def by(labels: list[str]) -> str:
+def by(*labels: str) -> str:
     """Return what a sum is parted by."""
     return f" by ({', '.join(map(label, labels))})" if labels else ""
+
+
+def legend(*labels: str) -> str:
+    """Return what a line is called by the values of its labels."""
+    return " ".join(f"{{{{{label(one)}}}}}" for one in labels)
 
 
 def of_metric(name: str, metric: Metric) -> Json:
     """Return the panel of a metric."""
     drawn = [one for one in metric.labels if one not in _NOT_DRAWN]
-    legend = " ".join(f"{{{{{label(one)}}}}}" for one in drawn)
+    called = legend(*drawn)
     unit = _UNITS[metric.unit][1] if metric.unit in _UNITS else "short"
     if metric.kind == "histogram":
-        buckets = f"sum{by(['le', *drawn])} ({rate(name, '_bucket')})"
+        buckets = f"sum{by('le', *drawn)} ({rate(name, '_bucket')})"
         targets = {
-            f"{legend} {quantile}".strip(): f"histogram_quantile({share}, {buckets})"
+            f"{called} {quantile}".strip(): f"histogram_quantile({share}, {buckets})"
             for quantile, share in _QUANTILES.items()
         }
     elif metric.kind == "counter":
-        targets = {legend: f"sum{by(drawn)} ({rate(name)})"}
+        targets = {called: f"sum{by(*drawn)} ({rate(name)})"}
         unit = "short" if unit == "short" else "percentunit"  # seconds saved in a second
     else:
         worst = "min" if metric.kind == "gauge" else "sum"
-        targets = {legend: f"{worst}{by(drawn)} ({series(name)}{{{_JOB}}})"}
+        targets = {called: f"{worst}{by(*drawn)} ({series(name)}{{{_JOB}}})"}
     title = name.removeprefix("ragaccel.") + (" per second" if metric.kind == "counter" else "")
     return panel(title, metric.description, unit, targets)
 
 
 def derived() -> dict[str, list[Json]]:
     """Return by row the panels of what several series tell together."""
-    stage, level, kind = attributes.STAGE, attributes.CACHE_LEVEL, label(TOKENS)
-    durations, lookups, tokens = (
-        "ragaccel.stage.duration", "ragaccel.cache.lookups", "ragaccel.cache.saved_tokens",
-    )  # fmt: skip
-    hits = rate(lookups, hit=f'{label(RESULT)}="hit"')
-    failed = rate(durations, "_count", error=f'{label(ERROR)}!=""')
-    money = " + ".join(
-        f"sum({rate(tokens, kind=f'{kind}="{one}"')}) * $price_{one}" for one in ("input", "output")
-    )
+    stage, level = attributes.STAGE, attributes.CACHE_LEVEL
+    durations, lookups = "ragaccel.stage.duration", "ragaccel.cache.lookups"
+    ended = rate(durations, "_count")
+    failed = rate(durations, "_count", f'{label(ERROR)}!=""')
+    hits = rate(lookups, only=f'{label(RESULT)}="hit"')
+    money = " + ".join(f"{_tokens(kind)} * $price_{kind}" for kind in _PRICED)
     return {
         "stage": [
             panel(
                 "Stages per second", "How often each stage ended", "ops",
-                {f"{{{{{label(stage)}}}}}": f"sum{by([stage])} ({rate(durations, '_count')})"},
+                {legend(stage): f"sum{by(stage)} ({ended})"},
             ),
             panel(
                 "Errors per second", "Stages that an exception ended", "ops",
-                {
-                    f"{{{{{label(stage)}}}}} {{{{{label(ERROR)}}}}}":
-                    f"sum{by([stage, ERROR])} ({failed})"
-                },
+                {legend(stage, ERROR): f"sum{by(stage, ERROR)} ({failed})"},
             ),
         ],
         "cache": [
             panel(
                 "Hit rate by level", "Share of all look-ups that each level served; together they "
                 "are the cache's hit rate", "percentunit",
-                {
-                    f"{{{{{label(level)}}}}}":
-                    f"sum{by([level])} ({hits}) / scalar(sum({rate(lookups)}))"
-                },
+                {legend(level): f"sum{by(level)} ({hits}) / scalar(sum({rate(lookups)}))"},
             ),
             panel(
-                "Money saved per hour", "Tokens that served values had taken, at the prices above "
-                "(per million tokens)", "short", {"saved": f"({money}) / 1e6 * 3600"},
+                "Money saved per hour", "Tokens that served values had taken, at the prices above",
+                "short", {"saved": f"({money}) / 1e6 * 3600"},
             ),
         ],
     }  # fmt: skip
+
+
+def _tokens(kind: str) -> str:
+    only = f'{label(TOKENS)}="{kind}"'
+    return f"sum({rate('ragaccel.cache.saved_tokens', only=only)})"
 
 
 def panel(title: str, description: str, unit: str, targets: dict[str, str]) -> Json:
@@ -173,7 +175,7 @@ def variables() -> list[Json]:
                 "name": f"price_{one}", "label": f"Price of 1M {one} tokens", "type": "textbox",
                 "query": "1", "current": {"text": "1", "value": "1"},
             }
-            for one in ("input", "output")
+            for one in _PRICED
         ),
     ]  # fmt: skip
 

@@ -534,4 +534,4 @@ def test_what_a_level_tells_of_its_server(server, open_level):
     assert (told.strikes, told.marks, told.keys) == (1, 2, 6)
     assert (told.contact, told.breaker, told.policy) == (True, "closed", "noeviction")
     assert told.used_memory > 0
-    assert level.usage() == (-1, -1, -1)
+    assert level.usage() == (-1, -1, -1, "closed")

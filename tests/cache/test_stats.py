@@ -257,7 +257,7 @@ def test_refreshes_are_counted(open_cache, clock):
 def test_levels_tell_what_they_hold(open_cache):
     """Entries and bytes, of memory and disk."""
     cache = open_cache()
-    assert cache.stats().levels["memory"] == (0, 0, 0)
+    assert cache.stats().levels["memory"] == Usage(0, 0, 0)
     cache.set_many([(number, "x" * 1_000) for number in range(10)])
     for name in ("memory", "disk"):
         usage = cache.stats().levels[name]
@@ -288,7 +288,7 @@ def test_what_had_expired_was_not_evicted(tmp_path):
     level.put_many([stored(number, bytes(1_000), seconds=0.01) for number in range(30)])
     time.sleep(0.05)
     level.put_many([stored(("new", number), bytes(1_000)) for number in range(30)])
-    assert level.usage() == (30, level.usage().bytes, 0)
+    assert level.usage()[:3] == (30, level.usage().bytes, 0)
     level.close()
 
 
@@ -299,7 +299,7 @@ def test_a_level_that_cannot_tell_says_so(tmp_path):
         shutil.rmtree(tmp_path / "cache")
         (tmp_path / "cache").write_bytes(b"in the way")
         stats = cache.stats()
-        assert stats.levels["disk"] == (-1, -1, -1)
+        assert stats.levels["disk"] == Usage(-1, -1, -1)
         assert stats.levels["memory"].entries == 1
         assert "memory: 0 hits, 1 entries" in drawn(stats)
         lines = [line.strip() for line in drawn(stats).splitlines()]
@@ -383,7 +383,10 @@ def read():
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
                 for point in metric.data.data_points:
-                    labels = ",".join(f"{k}={v}" for k, v in sorted(point.attributes.items()))
+                    if not hasattr(point, "value"):
+                        continue
+                    pairs = [(k.rpartition(".")[2], v) for k, v in point.attributes.items()]
+                    labels = ",".join(f"{k}={v}" for k, v in sorted(pairs))
                     monotonic = getattr(metric.data, "is_monotonic", None)
                     found[f"{metric.name} {labels}"] = [point.value, metric.unit, monotonic]
     return found
@@ -413,14 +416,14 @@ print(json.dumps(read()))
         tmp_path / "cache",
     )
     numbers = {name: value for name, (value, *_) in found.items()}
-    assert numbers["ragaccel.cache.hits level=memory,namespace=one"] == 2
-    assert numbers["ragaccel.cache.misses namespace=one"] == 2
-    assert numbers["ragaccel.cache.misses namespace=two"] == 1
-    assert numbers["ragaccel.cache.coalesced namespace=one"] == 0
+    assert numbers["ragaccel.cache.lookups level=memory,namespace=one,result=hit"] == 2
+    assert numbers["ragaccel.cache.lookups level=none,namespace=one,result=miss"] == 2
+    assert numbers["ragaccel.cache.lookups level=none,namespace=two,result=miss"] == 1
+    assert numbers["ragaccel.cache.lookups level=none,namespace=one,result=coalesced"] == 0
     assert numbers["ragaccel.cache.refused namespace=one,reason=invalidated"] >= 1
     assert numbers["ragaccel.cache.bypasses reason=component"] == 1
-    assert numbers["ragaccel.cache.saved_tokens direction=read,namespace=one"] == 10
-    assert numbers["ragaccel.cache.saved_tokens direction=written,namespace=one"] == 4
+    assert numbers["ragaccel.cache.saved_tokens namespace=one,type=input"] == 10
+    assert numbers["ragaccel.cache.saved_tokens namespace=one,type=output"] == 4
     assert numbers["ragaccel.cache.saved namespace=one"] >= 0
     assert numbers["ragaccel.cache.entries level=disk"] == 2
     assert numbers["ragaccel.cache.size level=memory"] > 0
@@ -445,8 +448,9 @@ for number, cache in enumerate((one, two, three)):
 print(json.dumps(read()))
 """,
     )
-    assert found["ragaccel.cache.hits level=memory,namespace=default"][0] == 11
-    assert found["ragaccel.cache.hits level=memory,namespace=three"][0] == 100
+    hits = "ragaccel.cache.lookups level=memory,namespace={},result=hit"
+    assert found[hits.format("default")][0] == 11
+    assert found[hits.format("three")][0] == 100
     assert found["ragaccel.cache.entries level=memory"][0] == 2
 
 
@@ -463,7 +467,7 @@ import gc; gc.collect()
 print(json.dumps([before, read()]))
 """
     )
-    name = "ragaccel.cache.misses namespace=default"
+    name = "ragaccel.cache.lookups level=none,namespace=default,result=miss"
     assert found[1][name][0] >= found[0][name][0] == 2
 
 

@@ -100,7 +100,7 @@ def test_a_listener_that_fails_disturbs_nobody(heard, caplog):
     finally:
         telemetry.unlisten(failing)
     assert heard.tree() == [("query", None)]
-    assert "A listener of stages failed" in caplog.text
+    assert "What listens to stages failed" in caplog.text
 
 
 def test_requests_hear_how_long_they_waited_for_their_batch(heard):

@@ -86,7 +86,9 @@ def test_it_ends_when_nobody_reads_on(ask, heard, end):
         stream.close()
     del stream
     gc.collect()
-    has_begun = "generate" in heard.parents  # LangChain asks the model when the first chunk is wanted
+    has_begun = (
+        "generate" in heard.parents
+    )  # LangChain asks the model when the first chunk is wanted
     assert heard.abandoned() == [True] * has_begun
     assert has_begun or end == "never begin"
 

@@ -1,32 +1,131 @@
-"""Metrics: figures that are read when an exporter asks for them."""
+"""Metrics: one table of them; figures that are read at an export, and stages as they end."""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import defaultdict
 from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 from weakref import ref
 
-from opentelemetry import metrics
-from opentelemetry.metrics import Observation, _internal
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import Observation
 
 from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from opentelemetry.context import Context
     from opentelemetry.metrics import CallbackOptions, Histogram
+    from opentelemetry.trace import Span
 
     from ragaccel.telemetry.stage import Stage
 
 
+NAMESPACE: Final = "ragaccel.cache.namespace"
+RESULT: Final = "ragaccel.cache.result"
+REASON: Final = "ragaccel.cache.reason"
+OUTCOME: Final = "ragaccel.cache.outcome"
+BREAKER: Final = "ragaccel.cache.breaker"
+INDEX: Final = "ragaccel.index.name"
+TOKENS: Final = "gen_ai.token.type"
+ERROR: Final = "error.type"
+
 _NS: Final = 1e9
+_MOST_SERIES: Final = 500
+#: The labels of what comes when a metric has its most series; the name is OpenTelemetry's.
+_OVERFLOW: Final = (("otel.metric.overflow", "true"),)
+_log = logging.getLogger("ragaccel.telemetry")
+
+
+class Metric(NamedTuple):
+    """What a metric is.
+
+    Attributes:
+        kind: Of several objects with the same labels counters and amounts are summed up, and of
+            gauges the lowest is told. Histograms are recorded as stages end.
+        unit: By UCUM.
+        description: For people.
+        labels: What tells its series apart.
+        bounds: Of a histogram's buckets.
+    """
+
+    kind: Literal["counter", "amount", "gauge", "histogram"]
+    unit: str
+    description: str
+    labels: tuple[str, ...] = ()
+    bounds: Sequence[float] = ()
+
+
+def _doubled(first: float, count: int) -> list[float]:
+    return [first * 2**power for power in range(count)]
+
+
+_LEVEL: Final = attributes.CACHE_LEVEL
+
+#: By name. A search takes well under a millisecond: buckets of seconds begin far below.
+METRICS: Final[dict[str, Metric]] = {
+    "ragaccel.stage.duration": Metric(
+        "histogram", "s", "How long stages take", (attributes.STAGE, ERROR), _doubled(5e-5, 20)
+    ),
+    "ragaccel.cache.lookups": Metric(
+        "counter",
+        "{lookup}",
+        "Look-ups, by the level that served them and by result: hit, miss, coalesced (served by "
+        "another call's computation)",
+        (NAMESPACE, _LEVEL, RESULT),
+    ),
+    "ragaccel.cache.refused": Metric(
+        "counter", "{entry}", "Entries found and not served", (NAMESPACE, REASON)
+    ),
+    "ragaccel.cache.bypasses": Metric(
+        "counter", "{call}", "Calls that went past the cache", (REASON,)
+    ),
+    "ragaccel.cache.faults": Metric(
+        "counter", "{fault}", "Faults of a level that the request survived", (_LEVEL,)
+    ),
+    "ragaccel.cache.breakers": Metric(
+        "amount", "{breaker}", "Circuit breakers of levels, by the state they are in",
+        (_LEVEL, BREAKER),
+    ),
+    "ragaccel.cache.refreshes": Metric(
+        "counter", "{value}", "Values computed anew in the background", (NAMESPACE, OUTCOME)
+    ),
+    "ragaccel.cache.saved": Metric(
+        "counter", "s", "Time that served values had taken to compute", (NAMESPACE,)
+    ),
+    "ragaccel.cache.saved_tokens": Metric(
+        "counter", "{token}", "Tokens that served values had taken", (NAMESPACE, TOKENS)
+    ),
+    "ragaccel.cache.evictions": Metric(
+        "counter", "{entry}", "Entries that went for a size bound", (_LEVEL,)
+    ),
+    "ragaccel.cache.size": Metric("amount", "By", "Bytes that a level holds", (_LEVEL,)),
+    "ragaccel.cache.entries": Metric("amount", "{entry}", "Entries that a level holds", (_LEVEL,)),
+    "ragaccel.batch.size": Metric("histogram", "{item}", "Items of one call", (), _doubled(1, 10)),
+    "ragaccel.batch.wait": Metric(
+        "histogram", "s", "How long requests wait for the call that serves them", (),
+        _doubled(5e-5, 16),
+    ),
+    "ragaccel.batch.queue_depth": Metric("amount", "{item}", "Items that wait for a call now"),
+    "ragaccel.index.vectors": Metric(
+        "amount", "{vector}", "Vectors that a search can find", (INDEX,)
+    ),
+    "ragaccel.index.memory": Metric(
+        "amount", "By", "Memory of codes, row numbers and filters, without the page cache", (INDEX,)
+    ),
+    "ragaccel.index.recall": Metric(
+        "gauge", "{recall}", "Recall@10 against exact search, as estimated at the last calibration",
+        (INDEX,),
+    ),
+}  # fmt: skip
 
 
 class Figure(NamedTuple):
-    """One reading; `name` is one of `FIGURES`."""
+    """One reading; `name` is one of `METRICS` that is no histogram."""
 
     name: str
     value: float
@@ -40,39 +139,7 @@ class Measured(Protocol):
         """Return what it reads now."""
 
 
-def _doubled(first: float, count: int) -> list[float]:
-    return [first * 2**power for power in range(count)]
-
-
 _Series = tuple[str, tuple[tuple[str, str], ...]]  # a name, and its labels in order
-
-#: Name -> unit and description. Names that end in `.size` or `.entries` rise and fall.
-FIGURES: Final[dict[str, tuple[str, str]]] = {
-    "ragaccel.cache.hits": ("{lookup}", "Look-ups that a level of the cache served"),
-    "ragaccel.cache.misses": ("{lookup}", "Look-ups that no level served"),
-    "ragaccel.cache.coalesced": ("{lookup}", "Look-ups served by another call's computation"),
-    "ragaccel.cache.refused": ("{entry}", "Entries found and not served, by reason"),
-    "ragaccel.cache.bypasses": ("{call}", "Calls that went past the cache, by reason"),
-    "ragaccel.cache.faults": ("{fault}", "Faults of a level that the request survived"),
-    "ragaccel.cache.refreshes": ("{value}", "Values computed anew in the background, by outcome"),
-    "ragaccel.cache.saved": ("s", "Time that served values had taken to compute"),
-    "ragaccel.cache.saved_tokens": ("{token}", "Tokens that served values had taken"),
-    "ragaccel.cache.evictions": ("{entry}", "Entries that went for a size bound"),
-    "ragaccel.cache.size": ("By", "Bytes that a level holds"),
-    "ragaccel.cache.entries": ("{entry}", "Entries that a level holds"),
-}
-
-
-#: Name -> unit, description and bounds of the buckets: a search takes well under a millisecond.
-DISTRIBUTIONS: Final[dict[str, tuple[str, str, Sequence[float]]]] = {
-    "ragaccel.stage.duration": ("s", "How long stages take", _doubled(5e-5, 20)),
-    "ragaccel.batch.size": ("{item}", "Items of one call", _doubled(1, 10)),
-    "ragaccel.batch.wait": (
-        "s",
-        "How long requests wait for the call that serves them",
-        _doubled(5e-5, 16),
-    ),
-}
 
 
 class _Source:
@@ -87,27 +154,46 @@ class _Source:
         return self._measured() is None
 
     def read(self) -> dict[_Series, float]:
-        """Return the sum of each series; a counter that is not told any more stays as it was."""
-        measured = self._measured()
+        """Return the value of each series; a counter that is not told any more stays as it was."""
         read: defaultdict[_Series, float] = defaultdict(float)
-        for name, value, labels in self._counted() if measured is None else measured.figures():
+        for name, value, labels in self._told():
             read[name, tuple(sorted(labels.items()))] += value
-        counters = {series: read[series] for series in read if not _rises_and_falls(series[0])}
+        counters = {one: read[one] for one in read if METRICS[one[0]].kind == "counter"}
         self._counters = {**self._counters, **counters}
         return {**self._counters, **read}
+
+    def _told(self) -> list[Figure]:
+        measured = self._measured()
+        try:
+            return list(self._counted() if measured is None else measured.figures())
+        except Exception:  # noqa: BLE001 - the figures of others are still wanted
+            _log.exception("Figures could not be read")
+            return []
 
 
 _sources: list[_Source] = []
 _ended: dict[_Series, float] = {}
+_known: defaultdict[str, set[_Series]] = defaultdict(set)
+_parts: dict[str, list[Observation]] = {}
 _instruments: list[object] = []
-_lock = threading.Lock()
+_lock, _reading = threading.Lock(), threading.Lock()
+
+
+def _begin_anew() -> None:
+    """Put the locks in order in a child process, where no other thread of the parent runs."""
+    global _reading  # noqa: PLW0603 - as there is one meter provider in a process
+    _reading = threading.Lock()
+    _parts.clear()
+    _lock.release()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_begin_anew
     )
 
 
-def measure(measured: Measured, counted: Callable[[], Iterable[Figure]]) -> None:
+def measure(measured: Measured, counted: Callable[[], Iterable[Figure]] = tuple) -> None:
     """Read something whenever metrics are exported; what it counted outlives it.
 
     Nothing is read unless the application, or `configure`, has set up metrics.
@@ -123,47 +209,43 @@ def measure(measured: Measured, counted: Callable[[], Iterable[Figure]]) -> None
             _instruments.extend(_made())
 
 
-def is_on() -> bool:
-    """Tell whether the application, or `configure`, has set up metrics."""
-    return _internal._METER_PROVIDER is not None
-
-
 def record(stage: Stage) -> None:
-    """Add a stage that is over to the distributions; the current span becomes their exemplar."""
-    if not is_on():
-        return
+    """Add a stage that is over to the histograms, with its span as the exemplar."""
     labels = {attributes.STAGE: stage.name}
     if stage.error is not None:
-        labels["error.type"] = stage.error
-    _distribution("ragaccel.stage.duration").record(stage.duration_ns / _NS, labels)
+        labels[ERROR] = stage.error
+    context = _context(stage.span)
+    _histogram("ragaccel.stage.duration").record(stage.duration_ns / _NS, labels, context)
     if stage.serves:
-        _distribution("ragaccel.batch.size").record(len(stage.serves), labels)
+        _histogram("ragaccel.batch.size").record(len(stage.serves), None, context)
         for place in stage.serves:
             waited = (stage.began_ns - place.since_ns) / _NS
-            _distribution("ragaccel.batch.wait").record(waited, labels)
+            _histogram("ragaccel.batch.wait").record(waited, None, _context(place.span))
+
+
+def _context(span: Span | None) -> Context | None:
+    return None if span is None else trace.set_span_in_context(span)
 
 
 @cache
-def _distribution(name: str) -> Histogram:
-    unit, description, bounds = DISTRIBUTIONS[name]
+def _histogram(name: str) -> Histogram:
+    metric = METRICS[name]
     return metrics.get_meter("ragaccel").create_histogram(
-        name, unit, description, explicit_bucket_boundaries_advisory=bounds
+        name, metric.unit, metric.description, explicit_bucket_boundaries_advisory=metric.bounds
     )
 
 
 def _made() -> Iterable[object]:
     meter = metrics.get_meter("ragaccel")
-    for name, (unit, description) in FIGURES.items():
-        create = (
-            meter.create_observable_up_down_counter
-            if _rises_and_falls(name)
-            else meter.create_observable_counter
-        )
-        yield create(name, callbacks=[_reader(name)], unit=unit, description=description)
-
-
-def _rises_and_falls(name: str) -> bool:
-    return name.endswith((".size", ".entries"))
+    makers = {
+        "counter": meter.create_observable_counter,
+        "amount": meter.create_observable_up_down_counter,
+        "gauge": meter.create_observable_gauge,
+    }
+    for name, metric in METRICS.items():
+        if metric.kind != "histogram":
+            make = makers[metric.kind]
+            yield make(name, [_reader(name)], unit=metric.unit, description=metric.description)
 
 
 def _add_up_ended() -> None:
@@ -175,20 +257,40 @@ def _add_up_ended() -> None:
 
 def _add(sums: dict[_Series, float], read: dict[_Series, float]) -> None:
     for series, value in read.items():
-        sums[series] = sums.get(series, 0) + value
+        one = _bounded(series)
+        if METRICS[one[0]].kind == "gauge":
+            sums[one] = min(value, sums.get(one, value))
+        else:
+            sums[one] = sums.get(one, 0) + value
+
+
+def _bounded(series: _Series) -> _Series:
+    """Return the series itself, or the one of all that are too many."""
+    name, known = series[0], _known[series[0]]
+    if len(known) < _MOST_SERIES:
+        known.add(series)
+    return series if series in known else (name, _OVERFLOW)
 
 
 def _reader(name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    """Return what an instrument asks: an export asks for all of them, and reads once."""
+
     def read(_: CallbackOptions) -> Iterable[Observation]:
-        with _lock:
-            _add_up_ended()
-            sources, sums = list(_sources), dict(_ended)
-        for source in sources:
-            _add(sums, source.read())
-        return [
-            Observation(value, dict(labels))
-            for (told, labels), value in sums.items()
-            if told == name
-        ]
+        with _reading:
+            if name not in _parts:
+                _read_all()
+            return _parts.pop(name)
 
     return read
+
+
+def _read_all() -> None:
+    """Read everything that lives, and part it by instrument."""
+    with _lock:
+        _add_up_ended()
+        sources, sums = list(_sources), dict(_ended)
+    for source in sources:
+        _add(sums, source.read())
+    _parts.update((name, []) for name in METRICS)
+    for (name, labels), value in sums.items():
+        _parts[name].append(Observation(value, dict(labels)))

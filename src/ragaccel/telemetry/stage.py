@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.metrics import _internal
 
 from ragaccel.telemetry import attributes, metrics
 
@@ -180,7 +181,8 @@ class Stage:
     def _end(self) -> None:
         for listener in _listeners:
             _tell(listener.ended, self)
-        metrics.record(self)
+        if _internal._METER_PROVIDER is not None:
+            _tell(metrics.record, self)
         span = self.span
         if span is None:
             return
@@ -253,7 +255,11 @@ def unlisten(listener: Listener) -> None:
 
 def recording() -> bool:
     """Tell whether a stage opened now would be heard of."""
-    return bool(_listeners) or metrics.is_on() or _is_traced()
+    return (
+        bool(_listeners)
+        or _internal._METER_PROVIDER is not None
+        or (trace._TRACER_PROVIDER is not None and _is_traced())
+    )
 
 
 def _is_traced(context: Context | None = None) -> bool:
@@ -314,7 +320,7 @@ def _tell(hear: Any, stage: Stage) -> None:
     try:
         hear(stage)
     except Exception:  # noqa: BLE001 - telemetry never breaks a request
-        _log.exception("A listener of stages failed")
+        _log.exception("What listens to stages failed")
 
 
 @lru_cache(maxsize=1)

@@ -26,6 +26,7 @@ from ragaccel.telemetry import attributes
 from ragaccel.vectors import database, fields, records, spec
 from ragaccel.vectors.bitmaps import FilterCache
 from ragaccel.vectors.database import Database
+from ragaccel.vectors.figures import figures
 from ragaccel.vectors.filters import Ids
 from ragaccel.vectors.locks import ReadWriteLock, WriterLock
 from ragaccel.vectors.metric import check_vectors
@@ -100,6 +101,7 @@ class VectorCollection(Forkable):
         with _open_lock:
             _open_collections.add(self)
         self.follow_forks()
+        telemetry.measure(self)
 
     @classmethod
     def open(
@@ -417,12 +419,14 @@ class VectorCollection(Forkable):
             answers = self._settled(lambda: self._look(search))
             self._tell(search, answers.found)
             index = self._store.index
-            if index is not None:
+            if index is not None and span is not telemetry.OFF:
+                rows = index.live_count
                 span.set(
                     {
                         attributes.CODEC: index.spec.codec,
-                        attributes.ROWS: index.live_count,
-                        attributes.CANDIDATES: index.candidates(search.k),
+                        attributes.ROWS: rows,
+                        attributes.SELECTIVITY: answers.searched / max(1, rows),
+                        attributes.CANDIDATES: rows if search.exact else index.candidates(search.k),
                     }
                 )
         return answers
@@ -602,6 +606,11 @@ class VectorCollection(Forkable):
                 recall=1.0 if index is None else index.estimated_recall,
                 seq=store.position.seq,
             )
+
+    def figures(self) -> list[telemetry.Figure]:
+        """Return the collection as metrics, as it is known to this process."""
+        index = None if self._closed else self._store.index
+        return figures(self.path, index, self._filters.bytes_used)
 
     @property
     def dim(self) -> int | None:

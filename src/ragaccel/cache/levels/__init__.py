@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from ragaccel.cache.leases import Leases
     from ragaccel.cache.ledger import Ledger
+    from ragaccel.cache.levels.breaker import State
 
 #: The mark of entries that were stored without a namespace.
 NO_NAMESPACE: Final = bytes(8)
@@ -35,12 +36,13 @@ class Stored(NamedTuple):
 class Usage(NamedTuple):
     """What a level holds now, and how many entries it had to let go for its size bound.
 
-    A level that cannot tell something says -1.
+    A level that cannot tell something says -1; one without a circuit breaker has no state of it.
     """
 
     entries: int
     bytes: int
     evictions: int
+    breaker: State | None = None
 
 
 class Level(Protocol):

@@ -6,12 +6,15 @@ import contextlib
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from ragaccel.resources import Forkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+State = Literal["closed", "open", "half-open"]
+STATES: Final[tuple[State, ...]] = get_args(State)
 
 _log = logging.getLogger("ragaccel.cache")
 
@@ -47,7 +50,7 @@ class Breaker(Forkable):
         self.follow_forks()
 
     @property
-    def state(self) -> Literal["closed", "open", "half-open"]:
+    def state(self) -> State:
         """Whether calls go through, do not, or one is on its way to see."""
         if self._opened is None:
             return "closed"

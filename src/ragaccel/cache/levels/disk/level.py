@@ -120,7 +120,7 @@ class DiskLevel:
     def usage(self) -> Usage:
         """Return what the file holds, and what this process had to evict."""
         entries, size = self._file.do(_total)
-        return Usage(entries, size, self._evictions)
+        return Usage(entries, size, self._evictions, self._writes.state)
 
     def describe(self, *, check: bool = False) -> dict[str, Any]:
         """Return what lies in the file; see `report`."""

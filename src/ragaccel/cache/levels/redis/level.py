@@ -149,7 +149,7 @@ class RedisLevel:
 
     def usage(self) -> Usage:
         """Return that it is not known here: the servers tell, see `describe`."""
-        return Usage(-1, -1, -1)
+        return Usage(-1, -1, -1, self._server.breaker.state)
 
     def describe(self) -> dict[str, Any]:
         """Ask the servers what they are and how full; for people to read.
