@@ -9,6 +9,7 @@ RagaccelError
 ├── UnsupportedComponentError (TypeError)    an object that `accelerate` cannot wrap
 ├── MissingExtraError (ImportError)          an optional package is not installed
 ├── BatchError                               a batched call gave too few or too many results
+│   └── BatchTimeoutError (TimeoutError)     no batch took it before its deadline
 ├── CacheClosedError                         the cache was closed
 ├── InvalidationError                        an invalidation could not be written down
 └── CollectionError
@@ -68,7 +69,11 @@ class MissingExtraError(RagaccelError, ImportError):
 
 
 class BatchError(RagaccelError):
-    """A call with several items gave another number of results, so that none can be told apart."""
+    """A call with several items gave another number of results, or the batcher was closed."""
+
+
+class BatchTimeoutError(BatchError, TimeoutError):
+    """What was asked was in no batch before its deadline, and was not sent."""
 
 
 class CacheClosedError(RagaccelError):

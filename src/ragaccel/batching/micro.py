@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import os
 import threading
+import time
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from ragaccel import telemetry
 from ragaccel.batching.halves import outcomes
-from ragaccel.errors import ConfigurationError
+from ragaccel.batching.lane import Lane, batch_stage
+from ragaccel.batching.line import TOO_LATE, Limits, Line, Waiter
+from ragaccel.errors import BatchError, BatchTimeoutError, ConfigurationError
 from ragaccel.io import run
 from ragaccel.resources import Forkable
-from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from typing_extensions import Self
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,7 +34,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
 
     Nobody waits for others to come: while a worker is free, a call is made at once. What arrives
     while all are busy is the next batch, shared evenly among them. Equal items are sent once. A bad
-    item fails alone, and who is cancelled disturbs nobody.
+    item fails alone, and who is cancelled disturbs nobody. Tenants take turns.
 
     Threads and any number of event loops may share it. It has no thread and no task of its own: a
     waiting thread makes the call for those who wait with it, and each event loop makes its own.
@@ -44,6 +46,11 @@ class MicroBatcher(Forkable, Generic[T, R]):
         max_size: The most items in a call.
         workers: The most calls at a time, of threads and of each event loop; one for each core by
             default.
+        size: Gives the size of an item, such as its tokens. Items of like size go together: a model
+            fills all of a batch up to the largest. `accelerate` takes the length of a text.
+        budget: The most that the largest size times the number of items may be in a call.
+        max_waiting: The most who wait among threads, and on each event loop; others wait until
+            there is room.
 
     Example:
         >>> squares = MicroBatcher(lambda numbers: [number**2 for number in numbers])
@@ -58,36 +65,57 @@ class MicroBatcher(Forkable, Generic[T, R]):
         acall: Callable[[Sequence[T]], Awaitable[Sequence[R]]] | None = None,
         max_size: int = 32,
         workers: int | None = None,
+        size: Callable[[T], float] | None = None,
+        budget: float | None = None,
+        max_waiting: int | None = None,
     ) -> None:
         """Keep the calls.
 
         Raises:
-            ConfigurationError: `max_size` or `workers` is no whole number of at least 1.
+            ConfigurationError: A number is no whole number of at least 1, or a budget has no size.
         """
         if workers is None:
             workers = os.cpu_count() or 1
         given: dict[str, Any] = {"max_size": max_size, "workers": workers}
+        if max_waiting is not None:
+            given["max_waiting"] = max_waiting
         for name, value in given.items():
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be at least 1 and whole, got {value!r}.")
+        if budget is not None and not budget > 0:
+            raise ConfigurationError(f"budget must be positive, got {budget!r}.")
         self._call = call or _no_call
         self._acall = acall or (lambda items: asyncio.to_thread(self._call, items))
-        self._max_size, self._workers = max_size, workers
+        self._limits = Limits(max_size, workers, size, budget, max_waiting)
+        self._is_closed = False
         self.after_fork_in_child()
         self.follow_forks()
+        telemetry.measure(self)
 
-    def __call__(self, item: T) -> R:
+    def __call__(self, item: T, *, tenant: str | None = None, timeout: float | None = None) -> R:
         """Return the result of an item, waiting for it in this thread.
 
+        Args:
+            item: What is asked.
+            tenant: For whom; those of several tenants take turns.
+            timeout: Seconds after which the item is not sent any more, and nobody waits for it.
+
         Raises:
-            BatchError: The call gave another number of results than it was given items.
+            BatchError: The call gave another number of results than it was given items, or the
+                batcher was closed.
+            BatchTimeoutError: The time was up.
             Exception: What the call raised.
         """
-        ticket: _Ticket[T] = _Ticket(item)
+        ticket: _Ticket = _Ticket(item, tenant, timeout)
+        if self._limits.size is not None:
+            ticket.size = self._limits.size(item)
         with self._lock:
-            self._waiting.append(ticket)
-            has_worker = self._busy < self._workers
+            self._check_open()
+            while self._line.is_full and self._busy >= self._limits.workers:
+                self._wait_for_room(ticket)
+            has_worker = self._busy < self._limits.workers
             self._busy += has_worker
+            self._line.put(ticket)
         while ticket.outcome is _NOTHING:
             if has_worker:
                 self._work(ticket)
@@ -98,38 +126,106 @@ class MicroBatcher(Forkable, Generic[T, R]):
             self._free_worker()
         return cast("R", _given(ticket.outcome))
 
-    async def get(self, item: T) -> R:
+    async def get(
+        self,
+        item: T,
+        *,
+        tenant: str | None = None,
+        timeout: float | None = None,
+    ) -> R:
         """Return the result of an item without blocking the event loop.
+
+        Args:
+            item: See `__call__`.
+            tenant: See `__call__`.
+            timeout: See `__call__`.
 
         Raises:
             BatchError: See `__call__`.
+            BatchTimeoutError: The time was up.
             Exception: What the call raised.
         """
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            lane = self._lanes.get(loop)
-            if lane is None:
-                lane = self._lanes[loop] = _Lane(self._acall, self._max_size, self._workers)
-        return cast("R", _given(await lane.ask(item)))
+        self._check_open()
+        lane = self._lane(asyncio.get_running_loop())
+        while lane.is_full:
+            began = time.monotonic()
+            await lane.wait_for_room(timeout)
+            if timeout is not None:
+                timeout -= time.monotonic() - began
+        outcome = await lane.ask(item, tenant, timeout)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def close(self) -> None:
+        """Take no more items; those that wait get their results."""
+        self._is_closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exit_: object) -> None:
+        self.close()
 
     def over(
         self,
         call: Callable[[Sequence[Any]], Sequence[Any]],
         acall: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]],
+        item: Callable[[Any], Any],
     ) -> MicroBatcher[Any, Any]:
-        """Return a batcher with these options and another call."""
-        return MicroBatcher(call, acall=acall, max_size=self._max_size, workers=self._workers)
+        """Return a batcher with these options over what wraps items.
+
+        Args:
+            call: Takes wrapped items.
+            acall: The same for event loops.
+            item: Gives the item that is wrapped.
+        """
+        limits, size = self._limits, self._limits.size or _length
+        return MicroBatcher(
+            call, acall=acall, max_size=limits.max_size, workers=limits.workers,
+            size=lambda wrapped: size(item(wrapped)), budget=limits.budget,
+            max_waiting=limits.max_waiting,
+        )  # fmt: skip
+
+    def figures(self) -> list[telemetry.Figure]:
+        """Return how many items wait now, as a metric."""
+        with self._lock:
+            waiting = len(self._line) + sum(map(len, self._lanes.values()))
+        return [telemetry.Figure("ragaccel.batch.queue_depth", waiting, {})]
 
     def after_fork_in_child(self) -> None:
         """Have nobody waiting: those who do are the parent's."""
         self._lock = threading.Lock()
-        self._waiting: deque[_Ticket[T]] = deque()
+        self._room = threading.Condition(self._lock)
+        self._line: Line[_Ticket] = Line(self._limits)
         self._busy = 0
-        self._lanes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Lane[T, R]] = (
+        self._lanes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Lane[T, R]] = (
             weakref.WeakKeyDictionary()
         )
+        self._last: tuple[Callable[[], Any], Lane[T, R]] | None = None
 
-    def _work(self, mine: _Ticket[T]) -> None:
+    def _lane(self, loop: asyncio.AbstractEventLoop) -> Lane[T, R]:
+        """Return the lane of a loop, which is mostly that of the last caller."""
+        last = self._last
+        if last is not None and last[0]() is loop:
+            return last[1]
+        with self._lock:
+            lane = self._lanes.get(loop)
+            if lane is None:
+                lane = self._lanes[loop] = Lane(self._acall, self._limits)
+        self._last = weakref.ref(loop), lane
+        return lane
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise BatchError("the batcher is closed; make another one.")
+
+    def _wait_for_room(self, ticket: _Ticket) -> None:
+        """Wait until somebody was taken; with the lock held."""
+        if not self._room.wait(ticket.time_left):
+            raise BatchTimeoutError(TOO_LATE)
+
+    def _work(self, mine: _Ticket) -> None:
         """Make the call for some of those who wait, the own item among them, as one worker."""
 
         async def call(items: Sequence[T]) -> Sequence[R]:
@@ -139,42 +235,49 @@ class MicroBatcher(Forkable, Generic[T, R]):
             batch = self._taken(mine)
         self._promote()
         try:
-            with _stage(len(batch), [ticket.place for ticket in batch]):
+            with batch_stage([ticket.place for ticket in batch]):
                 found = run(outcomes(call, [ticket.item for ticket in batch]))
             for ticket, outcome in zip(batch, found, strict=True):
                 ticket.end(outcome)
         except BaseException:
             # This thread is to end: one of the others asks again for their items.
             with self._lock:
-                self._waiting.extendleft(reversed([one for one in batch if one is not mine]))
+                self._line.put_back([one for one in batch if one is not mine])
             raise
         finally:
             self._free_worker()
 
-    def _wait(self, ticket: _Ticket[T]) -> bool:
+    def _wait(self, ticket: _Ticket) -> bool:
         """Wait for the outcome or for a worker; return whether there is a worker."""
         try:
-            ticket.wait()
+            came = ticket.wait() or ticket.outcome is not _NOTHING
         except BaseException:
-            with self._lock:
-                has_worker = ticket.is_promoted
-                if ticket in self._waiting:
-                    self._waiting.remove(ticket)
-            if has_worker:
-                self._free_worker()
+            self._leave(ticket)
             raise
+        if not came:
+            self._leave(ticket)
+            raise BatchTimeoutError(TOO_LATE)
         with self._lock:
             has_worker, ticket.is_promoted = ticket.is_promoted, False
         return has_worker
 
-    def _taken(self, mine: _Ticket[T]) -> list[_Ticket[T]]:
+    def _leave(self, ticket: _Ticket) -> None:
+        """Wait no more."""
+        with self._lock:
+            has_worker = ticket.is_promoted
+            if self._line.remove(ticket):
+                self._room.notify()
+        if has_worker:
+            self._free_worker()
+
+    def _taken(self, mine: _Ticket) -> list[_Ticket]:
         """Take a fair share of what waits, the own item first, unless another thread has that."""
-        if mine not in self._waiting:
+        if not self._line.remove(mine):
             return []
-        self._waiting.remove(mine)
-        free = self._workers - self._busy + 1
-        count = min(self._max_size, share(len(self._waiting) + 1, free)) - 1
-        return [mine, *(self._waiting.popleft() for _ in range(count))]
+        batch = self._line.take(self._limits.workers - self._busy + 1, [mine])
+        if self._limits.max_waiting is not None:
+            self._room.notify_all()
+        return batch
 
     def _free_worker(self) -> None:
         with self._lock:
@@ -184,9 +287,9 @@ class MicroBatcher(Forkable, Generic[T, R]):
     def _promote(self) -> None:
         """Give a free worker to a thread that waits, if there is one."""
         with self._lock:
-            if self._busy >= self._workers:
+            if self._busy >= self._limits.workers:
                 return
-            leader = next((one for one in self._waiting if not one.is_promoted), None)
+            leader = next((one for one in self._line if not one.is_promoted), None)
             if leader is None:
                 return
             leader.is_promoted = True
@@ -194,20 +297,26 @@ class MicroBatcher(Forkable, Generic[T, R]):
         leader.wake()
 
 
-class _Ticket(Generic[T]):
+class _Ticket(Waiter):
     """A thread's item, and its outcome once it is there."""
 
-    __slots__ = ("_woken", "is_promoted", "item", "outcome", "place")
+    __slots__ = ("_woken", "is_promoted", "outcome")
 
-    def __init__(self, item: T) -> None:
-        self.item, self.outcome, self.is_promoted = item, _NOTHING, False
-        self.place = telemetry.here()
+    def __init__(self, item: Any, tenant: str | None, timeout: float | None) -> None:
+        super().__init__(item, tenant, timeout)
+        self.outcome, self.is_promoted = _NOTHING, False
         self._woken = threading.Lock()
         self._woken.acquire()
 
-    def wait(self) -> None:
-        """Wait for the outcome, or for being made the leader."""
-        self._woken.acquire()
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the deadline, 0 at least; None if there is none."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def wait(self) -> bool:
+        """Wait for the outcome, or for being made the leader; return whether it came in time."""
+        left = self.time_left
+        return self._woken.acquire(timeout=-1 if left is None else left)
 
     def wake(self) -> None:
         """End the waiting; once is enough."""
@@ -219,76 +328,9 @@ class _Ticket(Generic[T]):
         self.outcome = outcome
         self.wake()
 
-
-class _Lane(Generic[T, R]):
-    """The callers of one event loop."""
-
-    def __init__(
-        self,
-        call: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
-        max_size: int,
-        workers: int,
-    ) -> None:
-        self._call, self._max_size, self._workers = call, max_size, workers
-        self._waiting: deque[tuple[T, asyncio.Future[Any], Any]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._is_due = False
-
-    def ask(self, item: T) -> asyncio.Future[Any]:
-        """Return the future of an item's outcome."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future, telemetry.here()))
-        self._schedule()
-        return future
-
-    def _schedule(self) -> None:
-        """Begin at the end of the loop's turn, when all who were woken together have asked."""
-        if not self._is_due and self._waiting and len(self._tasks) < self._workers:
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._begin, context=contextvars.Context())
-
-    def _begin(self) -> None:
-        self._is_due = False
-        self._waiting = deque(one for one in self._waiting if not one[1].done())
-        free = self._workers - len(self._tasks)
-        while self._waiting and free > 0:
-            count = min(self._max_size, share(len(self._waiting), free))
-            batch = [self._waiting.popleft() for _ in range(count)]
-            task = asyncio.get_running_loop().create_task(self._run(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._end)
-            free -= 1
-
-    async def _run(self, batch: Sequence[tuple[T, asyncio.Future[Any], Any]]) -> None:
-        try:
-            with _stage(len(batch), [place for _, _, place in batch]):
-                found = await outcomes(self._call, [item for item, _, _ in batch])
-        except BaseException:
-            for _, future, _ in batch:  # the call was cancelled, and with it all who wait for it
-                future.cancel()
-            raise
-        for (_, future, _), outcome in zip(batch, found, strict=True):
-            if not future.done():
-                future.set_result(outcome)
-
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._schedule()
-
-
-def _stage(count: int, places: Iterable[telemetry.Place | None]) -> telemetry.Stage:
-    """Return the stage of a call, linked to the requests that it serves; none has it alone."""
-    serves = [place for place in places if place is not None]
-    return (
-        telemetry.stage("batch", {attributes.ITEMS: count}, serves=serves)
-        if serves
-        else telemetry.OFF
-    )
-
-
-def share(waiting: int, workers: int) -> int:
-    """Return how many of those who wait a worker takes, so that all get about as many."""
-    return -(-waiting // workers)
+    def expire(self) -> None:
+        """Hear that the deadline has passed."""
+        self.end(BatchTimeoutError(TOO_LATE))
 
 
 def _no_call(_: Any) -> Any:
@@ -299,3 +341,7 @@ def _given(outcome: Any) -> Any:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
+
+
+def _length(item: Any) -> float:
+    return len(item) if isinstance(item, str) else 1

@@ -36,9 +36,14 @@ async def together(io: flow.IO, component: object, item: Any, many: Many) -> Any
     state: Any = state_of(component)
     batcher = state.known.get("batcher")
     if batcher is None:
-        batcher = state.known.setdefault("batcher", state.options.batch.over(_send, _asend))
+        pattern = state.options.batch
+        batcher = state.known.setdefault("batcher", pattern.over(_send, _asend, _item))
     asked = _Asked(id(component), item, many)
     return batcher(asked) if io is flow.SYNC else await batcher.get(asked)
+
+
+def _item(asked: _Asked) -> Any:
+    return asked.item
 
 
 def _send(asked: Sequence[_Asked]) -> Sequence[Any]:

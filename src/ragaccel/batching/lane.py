@@ -1,0 +1,150 @@
+"""The callers of one event loop, whose batches are tasks of that loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ragaccel import telemetry
+from ragaccel.batching.halves import outcomes
+from ragaccel.batching.line import TOO_LATE, Limits, Line, Waiter
+from ragaccel.errors import BatchTimeoutError
+from ragaccel.telemetry import attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class _Asked(Waiter):
+    """A coroutine that waits for a future."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, item: Any, tenant: str | None, timeout: float | None) -> None:
+        super().__init__(item, tenant, timeout)
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def expire(self) -> None:
+        """Hear that the deadline has passed."""
+        if not self.future.done():
+            self.future.set_exception(BatchTimeoutError(TOO_LATE))
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it was not cancelled."""
+        return not self.future.done()
+
+
+class Lane(Generic[T, R]):
+    """The callers of one event loop.
+
+    Args:
+        call: Takes items and gives as many results, in their order.
+        limits: What a batch may be.
+    """
+
+    def __init__(
+        self, call: Callable[[Sequence[T]], Awaitable[Sequence[R]]], limits: Limits
+    ) -> None:
+        self._call, self._limits = call, limits
+        self._line: Line[_Asked] = Line(limits)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room: list[asyncio.Future[None]] = []
+        self._is_due = False
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody else may wait."""
+        return self._line.is_full
+
+    def ask(
+        self, item: T, tenant: str | None, timeout: float | None
+    ) -> asyncio.Future[R | Exception]:
+        """Return the future of an item's outcome; it ends with the deadline, if there is one."""
+        asked = _Asked(item, tenant, timeout)
+        if self._limits.size is not None:
+            asked.size = self._limits.size(item)
+        if timeout is not None:
+            timer = asyncio.get_running_loop().call_later(timeout, asked.expire)
+            asked.future.add_done_callback(lambda _: timer.cancel())
+        self._line.put(asked)
+        self._schedule()
+        return asked.future
+
+    async def wait_for_room(self, timeout: float | None) -> None:
+        """Wait until somebody else may wait.
+
+        Raises:
+            BatchTimeoutError: Nobody could in time.
+        """
+        room = asyncio.get_running_loop().create_future()
+        self._room.append(room)
+        try:
+            await asyncio.wait_for(room, timeout)
+        except asyncio.TimeoutError as error:
+            raise BatchTimeoutError(TOO_LATE) from error
+        except asyncio.CancelledError:
+            if room.done() and not room.cancelled():
+                self._make_room()
+            raise
+        finally:
+            if room in self._room:
+                self._room.remove(room)
+
+    def _make_room(self) -> None:
+        """Wake as many as there is room for."""
+        free = self._line.room
+        while self._room and free > 0:
+            room = self._room.pop(0)
+            if not room.done():
+                room.set_result(None)
+                free -= 1
+
+    def _schedule(self) -> None:
+        """Begin at the end of the loop's turn: who was woken by one batch comes back in it."""
+        if not self._is_due and self._line and len(self._tasks) < self._limits.workers:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._begin, context=contextvars.Context())
+
+    def _begin(self) -> None:
+        self._is_due = False
+        free = self._limits.workers - len(self._tasks)
+        while self._line and free > 0:
+            batch = self._line.take(free)
+            self._make_room()
+            if batch:
+                task = asyncio.get_running_loop().create_task(self._run(batch))
+                self._tasks.add(task)
+                task.add_done_callback(self._end)
+                free -= 1
+
+    async def _run(self, batch: Sequence[_Asked]) -> None:
+        try:
+            with batch_stage([one.place for one in batch]):
+                found = await outcomes(self._call, [one.item for one in batch])
+        except BaseException:
+            for one in batch:  # the call was cancelled, and with it all who wait for it
+                one.future.cancel()
+            raise
+        for one, outcome in zip(batch, found, strict=True):
+            if not one.future.done():
+                one.future.set_result(outcome)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._schedule()
+
+
+def batch_stage(places: Sequence[telemetry.Place | None]) -> telemetry.Stage:
+    """Return the stage of a call, linked to the requests that it serves; none has it alone."""
+    serves = [place for place in places if place is not None]
+    if not serves:
+        return telemetry.OFF
+    return telemetry.stage("batch", {attributes.ITEMS: len(places)}, serves=serves)
