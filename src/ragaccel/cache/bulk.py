@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ragaccel import telemetry
 from ragaccel.cache import values
 from ragaccel.cache.keys import Uncacheable, key_mark, namespace_mark
 from ragaccel.cache.lookup import (
@@ -14,6 +15,7 @@ from ragaccel.cache.lookup import (
     open_entry,
     write,
 )
+from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +30,20 @@ if TYPE_CHECKING:
 
 async def find(io: IO, store: Store, keys: Sequence[bytes], terms: Terms[Any]) -> dict[bytes, Any]:
     """Return the values that are found, asking each level for what the faster ones do not have."""
+    with telemetry.stage("cache.lookup", {attributes.ITEMS: len(keys)}) as span:
+        found, levels = await _find(io, store, keys, terms)
+        span.set({attributes.CACHE_HIT: all(key in found for key in keys)})
+        if len(levels) == 1:
+            span.set({attributes.CACHE_LEVEL: levels[0]})
+    return found
+
+
+async def _find(
+    io: IO, store: Store, keys: Sequence[bytes], terms: Terms[Any]
+) -> tuple[dict[bytes, Any], list[str]]:
+    """Return the values, and which levels had some of them."""
     found: dict[bytes, Any] = {}
+    levels: list[str] = []
     missing = list(dict.fromkeys(keys))
     missed: list[Level] = []
     for level in store.levels:
@@ -41,13 +56,14 @@ async def find(io: IO, store: Store, keys: Sequence[bytes], terms: Terms[Any]) -
                 found[key] = opened[0]
                 served.append((key, entry))
                 store.recorder.hit(terms.namespace, level.name, entry)
-        if missed and served:
+        if served:
+            levels.append(level.name)
             await write(io, store, missed, *served)
         missing = [key for key in missing if key not in found]
         missed.append(level)
     if missing:
         store.recorder.count(terms.namespace, "misses", len(missing))
-    return found
+    return found, levels
 
 
 def _open(

@@ -20,6 +20,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from ragaccel.cache import PLAIN, Kind, Uncacheable, flow
 from ragaccel.io import run
 from ragaccel.langchain.calls import canonical, takes
+from ragaccel.telemetry import attributes
 from ragaccel.wrapping import rankings
 from ragaccel.wrapping.fingerprint import identity
 from ragaccel.wrapping.joined import together
@@ -300,7 +301,7 @@ class _Call:
         """Find what is to be done, or let it be done."""
         return await serve(
             io, self._component, options_of(self._component), _RANKING, self._parts, compute,
-            query=self._query, stage="rerank",
+            query=self._query, stage="rerank", told={attributes.ITEMS: len(self._given)},
         )  # fmt: skip
 
     def made(self, result: Any) -> _Compressed:

@@ -26,6 +26,7 @@ from ragaccel.cache.values import PLAIN
 from ragaccel.errors import InvalidRecordError
 from ragaccel.io import run
 from ragaccel.llamaindex.nodes import encode_node
+from ragaccel.telemetry import attributes
 from ragaccel.wrapping import rankings
 from ragaccel.wrapping.fingerprint import class_name, identity
 from ragaccel.wrapping.rankings import firsts, from_scalar, scalar
@@ -194,6 +195,7 @@ class _Call:
         return await serve(
             io, self._component, options_of(self._component), _RANKING, self._parts, compute,
             query="" if self._bundle is None else self._bundle.query_str, stage="rerank",
+            told={attributes.ITEMS: len(self._given)},
         )  # fmt: skip
 
     def made(self, result: list[NodeWithScore]) -> _Reranked:

@@ -125,7 +125,7 @@ class Stage:
 
         To be followed by any number of `turn` and one `end`.
         """
-        self._begin(time.time_ns())
+        self._begin(time.time_ns(), time.perf_counter_ns())
         return self
 
     @contextlib.contextmanager
@@ -146,7 +146,7 @@ class Stage:
 
     def past(self, start_ns: int, duration_ns: int) -> None:
         """Tell of a stage that is over already."""
-        self._begin(start_ns)
+        self._begin(start_ns, time.perf_counter_ns() - (time.time_ns() - start_ns))
         self.duration_ns = duration_ns
         self._end()
 
@@ -160,8 +160,8 @@ class Stage:
         if self._token is not None:
             otel_context.detach(self._token)
 
-    def _begin(self, start_ns: int) -> None:
-        self.start_ns = start_ns
+    def _begin(self, start_ns: int, began_ns: int) -> None:
+        self.start_ns, self.began_ns = start_ns, began_ns
         if _is_traced(self._context):
             links = [
                 trace.Link(one.span.get_span_context())
@@ -172,7 +172,6 @@ class Stage:
                 self.name, context=self._context, attributes=self.attributes,
                 start_time=start_ns, links=links,
             )  # fmt: skip
-        self.began_ns = time.perf_counter_ns()
         for place in self.serves:
             place.served_by(self)
         for listener in _listeners:

@@ -151,6 +151,7 @@ async def serve(
     *,
     query: Any,
     stage: str | None = None,
+    told: Mapping[str, str | int] = _NOTHING,
     kept: Callable[[T], T] = _as_it_is,
 ) -> T:
     """Serve a call from the cache, or make it and keep the answer.
@@ -164,6 +165,7 @@ async def serve(
         call: The component's own call.
         query: What a ttl policy is shown of the question.
         stage: The stage that the call is, unless the caller has opened one.
+        told: What the stage tells from its start.
         kept: Gives an answer as it is kept, for kinds that round: a miss then gives what a hit
             will. A call without a key gives its own answer.
     """
@@ -178,7 +180,7 @@ async def serve(
     async def compute_kept() -> T:
         return kept(await compute())
 
-    with _stage(stage, component) as span:
+    with _stage(stage, component, told) as span:
         if stage is not None:
             span.set(telemetry.asked(stage, query))
         key = options.key(kind.name, parts)
@@ -287,8 +289,12 @@ def _another(answer: T) -> T:
         return answer
 
 
-def _stage(name: str | None, component: object) -> AbstractContextManager[telemetry.Stage]:
-    return contextlib.nullcontext(telemetry.OFF) if name is None else stage_of(name, component)
+def _stage(
+    name: str | None, component: object, told: Mapping[str, str | int] = _NOTHING
+) -> AbstractContextManager[telemetry.Stage]:
+    if name is None:
+        return contextlib.nullcontext(telemetry.OFF)
+    return stage_of(name, component, told)
 
 
 def stage_of(
