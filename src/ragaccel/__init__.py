@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ragaccel.cache import DiskLevel, MemoryLevel, MultiLevelCache, RedisLevel
     from ragaccel.dispatch import accelerate, unwrap
     from ragaccel.errors import RagaccelError
+    from ragaccel.observe import Monitor, Profiler
     from ragaccel.vectors import CompressionSpec, VectorCollection
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "DiskLevel",
     "MemoryLevel",
     "MicroBatcher",
+    "Monitor",
     "MultiLevelCache",
+    "Profiler",
     "RagaccelError",
     "RedisLevel",
     "VectorCollection",
@@ -36,7 +39,9 @@ _HOME = {
     "DiskLevel": "cache",
     "MemoryLevel": "cache",
     "MicroBatcher": "batching",
+    "Monitor": "observe",
     "MultiLevelCache": "cache",
+    "Profiler": "observe",
     "RagaccelError": "errors",
     "RedisLevel": "cache",
     "VectorCollection": "vectors",
