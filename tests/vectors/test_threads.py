@@ -12,7 +12,7 @@ import pytest
 
 from ragaccel import CompressionSpec, VectorCollection
 from ragaccel.errors import CollectionClosedError, DimensionMismatchError
-from ragaccel.vectors import Field, find_open
+from ragaccel.vectors import Field, find_open, watch
 from tests.vectors.data import clustered, names
 
 ROWS, EXTRA, VERSIONS, DIM, K = 1200, 200, 40, 32, 10
@@ -308,3 +308,41 @@ def test_threads_that_end_leave_no_files_open(tmp_path):
             in_threads(lambda: collection.search(QUERIES[0], K))
 
         assert open_files() < before + 30
+
+
+@pytest.mark.parametrize("moment", range(0, 60))
+def test_a_write_at_any_moment_of_a_search_is_in_the_answer_or_after_it(moment):
+    """What a search tells its watcher it saw, it saw: or a cached answer would be stale for good.
+
+    The write is made in another thread, as early as the search lets it, when a function of the
+    collection's returns for the so many-th time.
+    """
+    collection = VectorCollection.open(dim=2)
+    collection.upsert(["far"], [[0.0, 1.0]])
+    returned = 0
+    writes = []
+
+    def hook(frame, event, arg):
+        nonlocal returned
+        if event == "return" and "ragaccel/vectors" in frame.f_code.co_filename:
+            returned += 1
+            if returned == moment + 1:
+                write = threading.Thread(
+                    target=collection.upsert, args=(["near"], [[1.0, 0.0]]), daemon=True
+                )
+                write.start()
+                writes.append(write)
+                write.join(0.1)  # it waits for the search, where that holds the lock
+
+    with watch() as traces:
+        sys.setprofile(hook)
+        try:
+            (hits,) = collection.search([1.0, 0.0], 1)
+        finally:
+            sys.setprofile(None)
+    for write in writes:
+        write.join(10)
+    (trace,) = traces
+    is_in_it = hits[0].id == "near"
+    changes = collection.changes_since(trace.seq, mark=trace.mark)
+    assert is_in_it or not writes or len(changes.upserted) == 1

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ragaccel.vectors.choice import Choice
+    from ragaccel.vectors.database import Position
     from ragaccel.vectors.filters import Filter
     from ragaccel.vectors.metric import Found
     from ragaccel.vectors.rowset import RowSet
@@ -417,7 +418,7 @@ class VectorCollection(Forkable):
         asked = {attributes.TOP_K: search.k, attributes.QUERIES: len(search.queries)}
         with telemetry.stage("search", asked) as span:
             answers = self._settled(lambda: self._look(search))
-            self._tell(search, answers.found)
+            self._tell(search, answers.found, answers.position)
             index = self._store.index
             if index is not None and span is not telemetry.OFF:
                 rows = index.live_count
@@ -486,7 +487,7 @@ class VectorCollection(Forkable):
                 }
             # Any new row might pass the filter: one more is asked for than was found.
             nothing = np.zeros((1, self.dim or 0), np.float32)
-            self._tell(Search(nothing, len(slots) + 1), [([], slots)])
+            self._tell(Search(nothing, len(slots) + 1), [([], slots)], store.position)
         if order is None:
             return [found[slot] for slot in slots if slot in found]
         by_id = {record.id: record for record in found.values()}
@@ -692,15 +693,14 @@ class VectorCollection(Forkable):
                 self._store.follow()
                 self._upkeep.keep_up()
 
-    def _tell(self, search: Search, found: Sequence[Found]) -> None:
+    def _tell(self, search: Search, found: Sequence[Found], position: Position) -> None:
         """Tell a watcher what was found, so that it can see when that is no longer right."""
         traces = watched()
         if traces is None:
             return
         for query, (scores, slots) in zip(search.queries, found, strict=True):
             floor = scores[-1] if len(slots) == search.k else search.min_score
-            found_at = self._store.position
-            traces.append(SearchTrace(self.id, *found_at, query.copy(), floor, tuple(slots)))
+            traces.append(SearchTrace(self.id, *position, query.copy(), floor, tuple(slots)))
 
     def _readable(self) -> Store:
         if self._closed:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ragaccel.vectors.database import Position
     from ragaccel.vectors.filters import Filter
     from ragaccel.vectors.metric import Found
     from ragaccel.vectors.records import Document
@@ -51,7 +52,7 @@ class Search(NamedTuple):
     def run(self, store: Store, db: sqlite3.Connection, allowed: RowSet | None) -> Answers:
         """Find the nearest rows, and read what is stored of them."""
         if store.index is None:
-            return Answers([([], []) for _ in self.queries], {}, {}, 0)
+            return Answers([([], []) for _ in self.queries], {}, {}, 0, store.position)
         found = store.index.search(self.queries, self.k, allowed, exact=self.exact)
         if self.min_score > ANY_SCORE:
             found = [_at_least(one, self.min_score) for one in found]
@@ -62,7 +63,7 @@ class Search(NamedTuple):
         raw = store.raw(db, wanted) if self.vectors else {}
         searched = store.index.live_count if allowed is None else len(allowed)
         documents = database.documents(db, wanted, whole=self.documents)
-        return Answers(found, documents, raw, searched)
+        return Answers(found, documents, raw, searched, store.position)
 
 
 class Answers(NamedTuple):
@@ -73,12 +74,14 @@ class Answers(NamedTuple):
         documents: What is stored of the rows, by slot; a row that is gone meanwhile has none.
         raw: Raw vectors by slot, where they were asked for.
         searched: How many rows there were to find.
+        position: Of the change log, when it was found.
     """
 
     found: list[Found]
     documents: dict[int, Document]
     raw: dict[int, NDArray[np.float32]]
     searched: int
+    position: Position
 
     def hits(self) -> list[list[Hit]]:
         """Return the hits of each query, nearest first."""
