@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.otlp import HttpReceiver, problems
+from tests.support.traces import outlines
 
 _EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -29,19 +31,31 @@ def test_example(script, told):
 
 
 def test_traces_reach_the_collector():
-    """The Jaeger example sends whole traces to the endpoint it is given."""
+    """The Jaeger example sends two whole traces, a miss and a hit, to the endpoint it is given."""
     with HttpReceiver() as server:
-        _run("traces_in_jaeger.py", server.endpoint)
+        _run("jaeger/trace_a_pipeline.py", server.endpoint)
         spans = server.spans()
     assert not problems(spans)
-    assert {"query", "preprocess", "cache.lookup", "retrieve", "embed", "search"} <= {
-        span.name for span in spans
-    }
+    looked_up = "preprocess cache.lookup"
+    answered = f"rerank({looked_up}) generate({looked_up})"
+    assert outlines(spans) == [
+        "ingest",
+        f"new question(query({looked_up} retrieve(embed search)) {answered})",
+        f"same question(query({looked_up}) {answered})",
+    ]
+
+
+def test_jaeger_listens_where_the_example_sends():
+    """The compose file opens the ports of OTLP and of the page, to this machine only."""
+    compose = (_EXAMPLES / "jaeger" / "compose.yaml").read_text(encoding="utf-8")
+    ports = re.findall(r'- "([^"]+)"', compose)
+    assert ports == [f"127.0.0.1:{port}:{port}" for port in (16686, 4317, 4318)]
+    assert "jaegertracing/jaeger:" in compose
 
 
 def test_examples_are_short():
     """A script is read in one glance: under 60 lines."""
-    for file in _EXAMPLES.glob("*.py"):
+    for file in [*_EXAMPLES.glob("*.py"), *_EXAMPLES.glob("jaeger/*.py")]:
         assert len(file.read_text(encoding="utf-8").splitlines()) < 60, file.name
 
 

@@ -153,7 +153,6 @@ def test_stages_have_the_names_that_viewers_know(index, cache, ask, request_span
     assert kinds["retrieve"] == "RETRIEVER"
     assert kinds["embed"] == "EMBEDDING"
     assert set(kinds.values()) == {"CHAIN", "RETRIEVER", "EMBEDDING"}
-    assert all(span.attributes["ragaccel.stage"] == span.name for span in miss.ours)
     assert miss.one("embed").attributes["gen_ai.request.model"] == "hash"
     search = miss.one("search").attributes
     assert search["gen_ai.retrieval.top_k"] == 3

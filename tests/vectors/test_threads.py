@@ -310,7 +310,7 @@ def test_threads_that_end_leave_no_files_open(tmp_path):
         assert open_files() < before + 30
 
 
-@pytest.mark.parametrize("moment", range(0, 60))
+@pytest.mark.parametrize("moment", range(60))
 def test_a_write_at_any_moment_of_a_search_is_in_the_answer_or_after_it(moment):
     """What a search tells its watcher it saw, it saw: or a cached answer would be stale for good.
 

@@ -171,9 +171,11 @@ def checked(ttl: TTL) -> TTL:
 
 def is_empty(result: Any) -> bool:
     """Tell whether a result says that nothing was found."""
+    if result is None:
+        return True
     try:
-        return result is None or len(result) == 0
-    except TypeError:
+        return hasattr(type(result), "__len__") and len(result) == 0
+    except TypeError:  # an array of no dimensions has none
         return False
 
 

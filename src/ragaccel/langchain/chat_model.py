@@ -30,6 +30,7 @@ from ragaccel.langchain.generations import (
     tokens,
     with_parsed,
 )
+from ragaccel.langchain.instrumentors import below
 from ragaccel.wrapping.fingerprint import identity
 from ragaccel.wrapping.sampling import check_sampling, warn_of_sampling
 from ragaccel.wrapping.seam import is_serving, serve
@@ -163,11 +164,13 @@ class _Chat(_Base):
 
         options = options_of(self)
         asked = functools.partial(_parts, self, options, messages, stop, kwargs)
-        reply = run(
-            serve(
-                flow.SYNC, self, options, _REPLY, asked, compute, query=messages, stage="generate"
-            )
-        )
+        with below(run_manager):
+            reply = run(
+                serve(
+                    flow.SYNC, self, options, _REPLY, asked, compute, query=messages,
+                    stage="generate",
+                )
+            )  # fmt: skip
         return reply.whole(kwargs.get("response_format"))
 
     async def _agenerate(
@@ -188,9 +191,10 @@ class _Chat(_Base):
 
         options = options_of(self)
         asked = functools.partial(_parts, self, options, messages, stop, kwargs)
-        reply = await serve(
-            flow.ASYNC, self, options, _REPLY, asked, compute, query=messages, stage="generate"
-        )
+        with below(run_manager):
+            reply = await serve(
+                flow.ASYNC, self, options, _REPLY, asked, compute, query=messages, stage="generate"
+            )
         return reply.whole(kwargs.get("response_format"))
 
     def _stream(
@@ -206,7 +210,8 @@ class _Chat(_Base):
             yield from call()
             return
         tape = _tape(self, messages, stop, kwargs)
-        found = run(tape.find(flow.SYNC))
+        with below(run_manager):
+            found = run(tape.find(flow.SYNC))
         if found is None:
             limiter.wait(self.rate_limiter)
             yield from tape.record(call())
@@ -230,7 +235,8 @@ class _Chat(_Base):
                 yield chunk
             return
         tape = _tape(self, messages, stop, kwargs)
-        found = await tape.find(flow.ASYNC)
+        with below(run_manager):
+            found = await tape.find(flow.ASYNC)
         if found is None:
             await limiter.await_(self.rate_limiter)
             async for chunk in tape.arecord(call()):

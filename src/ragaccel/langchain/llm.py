@@ -20,6 +20,7 @@ from ragaccel.cache import Kind, Stale, Uncacheable, flow
 from ragaccel.io import run
 from ragaccel.langchain.calls import canonical, check_one_answer, takes
 from ragaccel.langchain.generations import CACHED, SCHEMA, Chunks, opened, packed, said
+from ragaccel.langchain.instrumentors import below
 from ragaccel.wrapping.fingerprint import identity
 from ragaccel.wrapping.sampling import check_sampling, warn_of_sampling
 from ragaccel.wrapping.seam import is_serving, serve, serve_many
@@ -140,7 +141,8 @@ class _LLM(_Base):
         async def call(some: Any) -> LLMResult:
             return cast("LLMResult", method(some, stop=stop, **given))
 
-        return run(_served(flow.SYNC, self, prompts, stop, kwargs, call))
+        with below(run_manager):
+            return run(_served(flow.SYNC, self, prompts, stop, kwargs, call))
 
     async def _agenerate(
         self,
@@ -157,7 +159,8 @@ class _LLM(_Base):
         async def call(some: Any) -> LLMResult:
             return cast("LLMResult", await method(some, stop=stop, **given))
 
-        return await _served(flow.ASYNC, self, prompts, stop, kwargs, call)
+        with below(run_manager):
+            return await _served(flow.ASYNC, self, prompts, stop, kwargs, call)
 
     def _stream(
         self,
@@ -173,7 +176,8 @@ class _LLM(_Base):
             yield from call()
             return
         tape = _tape(self, prompt, stop, kwargs)
-        found = run(tape.find(flow.SYNC))
+        with below(run_manager):
+            found = run(tape.find(flow.SYNC))
         if found is None:
             yield from tape.record(call())
             return
@@ -197,7 +201,8 @@ class _LLM(_Base):
                 yield chunk
             return
         tape = _tape(self, prompt, stop, kwargs)
-        found = await tape.find(flow.ASYNC)
+        with below(run_manager):
+            found = await tape.find(flow.ASYNC)
         if found is None:
             async for chunk in tape.arecord(call()):
                 yield chunk

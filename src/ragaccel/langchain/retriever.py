@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
 import uuid
 import weakref
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +20,7 @@ from ragaccel.cache import Uncacheable, flow
 from ragaccel.cache.values import check_plain
 from ragaccel.io import run
 from ragaccel.langchain import embeddings
+from ragaccel.langchain.instrumentors import span_of
 from ragaccel.langchain.vector_store import CompressedVectorStore
 from ragaccel.reuse import answers, serve
 from ragaccel.telemetry import attributes
@@ -160,22 +160,13 @@ def _given(retriever: Any, run_manager: Any) -> dict[str, Any]:
 
 
 def _query_stage(retriever: Any, run_manager: Any) -> telemetry.Stage:
+    if not telemetry.recording():
+        return telemetry.OFF
     return telemetry.stage(
         "query",
         {attributes.COMPONENT: type(retriever).__name__},
-        parent=_instrumentor_span(run_manager),
+        parent=span_of(run_manager),
     )
-
-
-def _instrumentor_span(run_manager: Any) -> Any:
-    """Return the span that OpenInference made for this run: it does not make it current itself."""
-    instrumentation = sys.modules.get("openinference.instrumentation.langchain")
-    if instrumentation is None or run_manager is None:
-        return None
-    instrumentor = instrumentation.LangChainInstrumentor()
-    if not instrumentor.is_instrumented_by_opentelemetry:
-        return None
-    return instrumentor.get_span(run_manager.run_id)
 
 
 def _parts(retriever: Any, options: Options, query: str, kwargs: dict[str, Any]) -> Any:

@@ -237,10 +237,7 @@ class CompressedVectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         """Return what `similarity_search_with_score` does, without blocking the event loop."""
         _refuse_misnamed_filters(kwargs)
-        vector = await self._aembed(query)
-        return await asyncio.to_thread(
-            self.similarity_search_with_score_by_vector, vector, k, filter
-        )
+        return await self._asearch(await self._aembed(query), k, filter)
 
     def similarity_search_by_vector(
         self,
@@ -261,9 +258,10 @@ class CompressedVectorStore(VectorStore):
         filter: Where = None,  # noqa: A002
         **kwargs: Any,
     ) -> list[Document]:
-        """Return what `similarity_search_by_vector` does, from a worker thread."""
+        """Return what `similarity_search_by_vector` does, without blocking the event loop."""
         _refuse_misnamed_filters(kwargs)
-        return await asyncio.to_thread(self.similarity_search_by_vector, embedding, k, filter)
+        found = await self._asearch(embedding, k, filter)
+        return [document for document, _ in found]
 
     def similarity_search_with_score_by_vector(
         self,
@@ -355,11 +353,21 @@ class CompressedVectorStore(VectorStore):
             return lambda score: 1 / (1 + max(0.0, -score))
         return lambda score: min(1.0, max(0.0, (1 + score) / 2))
 
+    async def _asearch(
+        self, embedding: list[float], k: int, where: Where
+    ) -> list[tuple[Document, float]]:
+        if where is not None:
+            search = self.similarity_search_with_score_by_vector
+            return await asyncio.to_thread(search, embedding, k, where)
+        hits = await self.collection.asearch(embedding, k)
+        return [(_document(hit), hit.score) for hit in hits]
+
     def _embedding_stage(self, count: int) -> telemetry.Stage:
         """Return the stage of an embedding, unless the model has one of its own."""
         if state_of(self._embedding) is not None:
             return telemetry.OFF
-        return stage_of("embed", self._embedding, {attributes.ITEMS: count})
+        told = {attributes.ITEMS: count} if count > 1 else {}
+        return stage_of("embed", self._embedding, told)
 
     def _embed(self, query: str) -> list[float]:
         with self._embedding_stage(1):

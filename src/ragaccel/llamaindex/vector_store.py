@@ -301,7 +301,13 @@ class CompressedVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(self.clear)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Return what `query` does, from a worker thread."""
+        """Return what `query` does, without blocking the event loop."""
+        is_plain = not (query.filters or query.node_ids or query.doc_ids)
+        if is_plain and query.mode == VectorStoreQueryMode.DEFAULT and query.similarity_top_k > 0:
+            vector = query.query_embedding
+            if vector is not None:
+                hits = await self.collection.asearch(vector, query.similarity_top_k)
+                return _result(hits, [hit.score for hit in hits])
         return await asyncio.to_thread(self.query, query, **kwargs)
 
 

@@ -98,7 +98,7 @@ class Profiler:
         recorded = self._open.pop(stage, None)
         if recorded is None:
             return
-        recorded.end(stage, told_ns, read(everything=self._resources))
+        recorded.end(stage, read(everything=self._resources))
         with self._lock:
             if recorded.is_outermost:
                 self._keep(self._kept_with(stage), recorded)
@@ -236,16 +236,15 @@ class _Recorded:
         self.trace_id: str | None = None
         self.began_ns = self.ended_ns = 0
 
-    def end(self, stage: telemetry.Stage, told_ns: int, after: Reading) -> None:
+    def end(self, stage: telemetry.Stage, after: Reading) -> None:
         """Keep what is known now that it is over."""
         self.name, self.error = stage.name, stage.error
         told = stage.attributes
         self.attributes = {name: told[name] for name in _KEPT if name in told}
-        if stage.duration_ns > told_ns - stage.began_ns:  # it was told of when it was over
-            self.ended_ns, self.spent = self.began_ns, None
-            self.began_ns -= stage.duration_ns
+        self.ended_ns = stage.began_ns + stage.duration_ns
+        if self.ended_ns <= self.began_ns:  # it was told of when it was over
+            self.began_ns, self.spent = stage.began_ns, None
         else:
-            self.ended_ns = max(self.began_ns, stage.began_ns + stage.duration_ns)
             self.spent = spent(self.before, after)
         if self._around is None:
             if stage.span is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ragaccel import telemetry
 from ragaccel.reuse.freshness import Answer, dependencies, retell
 from ragaccel.vectors import watch
 from ragaccel.wrapping import seam
@@ -41,7 +42,7 @@ async def serve(
     """
 
     async def compute() -> Answer[R]:
-        with seam.stage_of("retrieve", component), watch() as traces:
+        with telemetry.stage("retrieve"), watch() as traces:
             result = await call()
         return Answer(result, dependencies(traces))
 

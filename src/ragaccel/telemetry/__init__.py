@@ -6,12 +6,14 @@ that has set up OpenTelemetry by itself needs no call at all: the stages join it
 
 from ragaccel.telemetry.configure import configure, flush
 from ragaccel.telemetry.content import answered, asked
+from ragaccel.telemetry.files import TraceFile, export_trace
 from ragaccel.telemetry.metrics import Figure, measure
 from ragaccel.telemetry.stage import (
     OFF,
     Listener,
     Place,
     Stage,
+    below,
     here,
     listen,
     recording,
@@ -25,9 +27,12 @@ __all__ = [
     "Listener",
     "Place",
     "Stage",
+    "TraceFile",
     "answered",
     "asked",
+    "below",
     "configure",
+    "export_trace",
     "flush",
     "here",
     "listen",

@@ -53,7 +53,6 @@ OF_STAGE: Final[dict[str, dict[str, str]]] = {
     "cache.lookup": {SPAN_KIND: "CHAIN"},
     "embed": {SPAN_KIND: "EMBEDDING", OPERATION: "embeddings"},
     "retrieve": {SPAN_KIND: "RETRIEVER", OPERATION: "retrieval"},
-    "search": {SPAN_KIND: "CHAIN"},
     "ingest": {SPAN_KIND: "CHAIN"},
     "compact": {SPAN_KIND: "CHAIN"},
     "generate": {SPAN_KIND: "LLM", OPERATION: "chat"},

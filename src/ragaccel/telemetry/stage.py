@@ -90,9 +90,7 @@ class Stage:
         self, name: str, values: Attributes, context: Context | None, serves: Sequence[Place]
     ) -> None:
         self.name = name
-        self.attributes: dict[str, Any] = {
-            attributes.STAGE: name, **attributes.OF_STAGE.get(name, {}), **values,
-        }  # fmt: skip
+        self.attributes: dict[str, Any] = {**attributes.OF_STAGE.get(name, {}), **values}
         self.serves = serves
         self.parent = None if serves else _current.get()
         self.start_ns = self.began_ns = self.duration_ns = 0
@@ -304,6 +302,19 @@ def stage(
 
 def _under(parent: Span | None) -> Context | None:
     return None if parent is None else trace.set_span_in_context(parent)
+
+
+@contextlib.contextmanager
+def below(span: Span | None) -> Iterator[None]:
+    """Let stages begin below a span that whoever made it has not made current."""
+    if span is None:
+        yield
+        return
+    token = otel_context.attach(trace.set_span_in_context(span))
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
 
 
 def past_stage(name: str, start_ns: int, end_ns: int, values: Attributes = _NO_ATTRIBUTES) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import threading
@@ -23,7 +24,7 @@ from ragaccel.errors import (
 )
 from ragaccel.resources import Forkable
 from ragaccel.telemetry import attributes
-from ragaccel.vectors import database, fields, records, spec
+from ragaccel.vectors import database, fields, records, scans, spec
 from ragaccel.vectors.bitmaps import FilterCache
 from ragaccel.vectors.database import Database
 from ragaccel.vectors.figures import figures
@@ -98,6 +99,7 @@ class VectorCollection(Forkable):
         self._lock = ReadWriteLock()
         self._filters = FilterCache()
         self._upkeep = Upkeep(store, self._lock)
+        self._scans = scans.joined_scans()
         self._closed = False
         with _open_lock:
             _open_collections.add(self)
@@ -415,22 +417,50 @@ class VectorCollection(Forkable):
         return [[hit for hit in found.get(one, []) if hit.id != one][:count] for one in ids]
 
     def _answer(self, search: Search) -> Answers:
-        asked = {attributes.TOP_K: search.k, attributes.QUERIES: len(search.queries)}
-        with telemetry.stage("search", asked) as span:
-            answers = self._settled(lambda: self._look(search))
+        with telemetry.stage("search", {attributes.TOP_K: search.k}) as span:
+            if scans.is_scan(search, self._store.index):
+                answers = self._scans(scans.Scan(search, self._make))
+            else:
+                answers = self._make(search)
             self._tell(search, answers.found, answers.position)
-            index = self._store.index
-            if index is not None and span is not telemetry.OFF:
-                rows = index.live_count
-                span.set(
-                    {
-                        attributes.CODEC: index.spec.codec,
-                        attributes.ROWS: rows,
-                        attributes.SELECTIVITY: answers.searched / max(1, rows),
-                        attributes.CANDIDATES: rows if search.exact else index.candidates(search.k),
-                    }
-                )
+            if span is not telemetry.OFF:
+                span.set(self._told(search, answers))
         return answers
+
+    async def asearch(
+        self, query: ArrayLike, k: int = 10, *, where: Filter | None = None
+    ) -> list[Hit]:
+        """Find the nearest rows of one query without blocking the event loop; see `search`."""
+        search = Search(check_vectors(query, self.dim), check_k(k), where)
+        if not scans.is_scan(search, self._store.index):
+            found = await asyncio.to_thread(self._answer, search)
+            return found.hits()[0]
+        with telemetry.stage("search", {attributes.TOP_K: k}) as span:
+            answers = await self._scans.get(scans.Scan(search, self._make))
+            self._tell(search, answers.found, answers.position)
+            if span is not telemetry.OFF:
+                span.set(self._told(search, answers))
+        return answers.hits()[0]
+
+    def _told(self, search: Search, answers: Answers) -> dict[str, str | int | float]:
+        """Return what the stage of a search tells; what is as usual is left out."""
+        index = self._store.index
+        if index is None:
+            return {}
+        rows = index.live_count
+        told: dict[str, str | int | float] = {
+            attributes.CODEC: index.spec.codec,
+            attributes.ROWS: rows,
+            attributes.CANDIDATES: rows if search.exact else index.candidates(search.k),
+        }
+        if answers.searched < rows:
+            told[attributes.SELECTIVITY] = answers.searched / rows
+        if len(search.queries) > 1:
+            told[attributes.QUERIES] = len(search.queries)
+        return told
+
+    def _make(self, search: Search) -> Answers:
+        return self._settled(lambda: self._look(search))
 
     def _look(self, search: Search) -> Answers:
         """Search once; a follower does it again where the writer has gone on in between.

@@ -35,7 +35,6 @@ _MODEL: Final = (("model", attributes.MODEL), ("model_name", attributes.MODEL))
 _TOLD: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "embed": _MODEL,
     "generate": _MODEL,
-    "retrieve": (("similarity_top_k", attributes.TOP_K),),
     "rerank": (
         ("model", attributes.RERANKER),
         ("model_name", attributes.RERANKER),
@@ -112,7 +111,7 @@ class Options:
             except Uncacheable as reason:
                 self.cache.bypass(reason.reason)
                 keys = None
-            span.set({attributes.CACHE_BYPASS: keys is None})
+                span.set({attributes.CACHE_BYPASS: True})
             return keys
 
 

@@ -1,0 +1,234 @@
+"""What joining concurrent calls is worth, and what it costs.
+
+    python -m tests.benchmarks.batching
+
+Embeds questions and passages of mixed lengths with MiniLM (int8, one thread per call) for callers
+that ask one text after another: unbatched, and through `MicroBatcher`. Then searches that look at
+every row, one by one and at once, through both adapters; then the batcher's own work per item.
+Needs the extras `minilm`, `llamaindex` and `langchain`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import statistics
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from langchain_core.embeddings import Embeddings
+from llama_index.core.vector_stores.types import VectorStoreQuery
+from rich.console import Console
+from rich.table import Table
+
+from ragaccel import MicroBatcher
+from ragaccel.langchain import CompressedVectorStore
+from ragaccel.llamaindex import CompressedVectorStore as LlamaStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+DATA = Path(__file__).parents[2] / "examples" / "data" / "xquad_en"
+ROUNDS = 5
+TEXTS = 384
+ROWS, DIM, QUERIES = 60_000, 384, 32
+
+
+class MiniLM:
+    """The model as a server runs it: one thread per call, calls side by side."""
+
+    def __init__(self) -> None:
+        import onnxruntime
+
+        from ragaccel.cli.demo.models import load_model
+
+        self._model: Any = load_model("minilm")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = self._model._session
+        self._model._session = onnxruntime.InferenceSession(
+            session._model_path, options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, texts: Sequence[str]) -> list[Any]:
+        """Embed texts in one pass, as they come."""
+        return list(self._model._embed_batch(list(texts)))
+
+
+def texts() -> list[str]:
+    """Return questions, and a passage after every seventh."""
+
+    def read(name: str, field: str) -> list[str]:
+        with gzip.open(DATA / name, "rt", encoding="utf-8") as lines:
+            return [json.loads(line)[field] for line in lines]
+
+    questions, passages = read("queries.jsonl.gz", "text"), read("corpus.jsonl.gz", "text")
+    return [
+        passages[at % len(passages)][:600] if at % 8 == 7 else questions[at] for at in range(TEXTS)
+    ]
+
+
+def throughput(ask: Callable[[str], Any], asked: Sequence[str], callers: int) -> float:
+    """Return texts per second of callers that each ask one text after another."""
+    started = time.perf_counter()
+    with ThreadPoolExecutor(callers) as pool:
+        list(pool.map(ask, asked))
+    return len(asked) / (time.perf_counter() - started)
+
+
+def embedding(table: Table) -> None:
+    """Compare callers with and without a batcher, and with the best fixed order."""
+    model, asked = MiniLM(), texts()
+    cores = threading.Semaphore(os.cpu_count() or 1)
+
+    def unbatched(text: str) -> Any:
+        with cores:
+            return model([text])
+
+    def fixed() -> float:
+        by_length = sorted(asked, key=len)
+        batches = [by_length[at : at + 16] for at in range(0, len(by_length), 16)]
+        started = time.perf_counter()
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(model, batches))
+        return len(asked) / (time.perf_counter() - started)
+
+    for callers in (1, 8, 32, 64):
+        rows = []
+        for _ in range(ROUNDS):
+            plain = throughput(unbatched, asked, callers)
+            grouped = throughput(MicroBatcher(model, size=len), asked, callers)
+            arrival = throughput(MicroBatcher(model), asked, callers)
+            rows.append((grouped / plain, arrival / plain, grouped / fixed()))
+        medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+        table.add_row(
+            f"embed, {callers} callers", f"{medians[0]:.2f}x",
+            f"in arrival order {medians[1]:.2f}x", f"{medians[2]:.2f} of fixed batches of 16",
+        )  # fmt: skip
+
+
+class Known(Embeddings):
+    """Vectors by number."""
+
+    def __init__(self, vectors: Any) -> None:
+        self._vectors = vectors
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self._vectors[int(text)].tolist() for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        vector: list[float] = self._vectors[int(text)].tolist()
+        return vector
+
+
+def scans(table: Table) -> None:
+    """Compare 32 exact searches one by one with 32 at once, through both adapters."""
+    generator = np.random.default_rng(0)
+    queries = generator.standard_normal((QUERIES, DIM)).astype(np.float32)
+    rows = generator.standard_normal((ROWS, DIM)).astype(np.float32)
+    chain = CompressedVectorStore(Known(queries), compression="float32")
+    for start in range(0, ROWS, 5000):
+        part = rows[start : start + 5000]
+        chain.collection.upsert([str(start + at) for at in range(len(part))], part)
+    llama = LlamaStore(compression="float32")
+    for start in range(0, ROWS, 5000):
+        part = rows[start : start + 5000]
+        llama.collection.upsert([str(start + at) for at in range(len(part))], part)
+
+    def ask_chain(at: int) -> Any:
+        return chain.similarity_search(str(at), 10)
+
+    def ask_llama(at: int) -> Any:
+        return llama.query(VectorStoreQuery(queries[at].tolist(), similarity_top_k=10))
+
+    async def ask_chain_later(at: int) -> Any:
+        return await chain.asimilarity_search(str(at), 10)
+
+    async def ask_llama_later(at: int) -> Any:
+        query = VectorStoreQuery(queries[at].tolist(), similarity_top_k=10)
+        return await llama.aquery(query)
+
+    sides: list[tuple[str, Any, Any]] = [
+        ("LangChain", ask_chain, ask_chain_later),
+        ("LlamaIndex", ask_llama, ask_llama_later),
+    ]
+    for name, ask, later in sides:
+        ratios = [_at_once(ask, later) for _ in range(ROUNDS)]
+        threads, tasks = (statistics.median(column) for column in zip(*ratios, strict=True))
+        table.add_row(f"exact search, {name}", f"threads {threads:.1f}x", f"tasks {tasks:.1f}x", "")
+
+
+def _at_once(ask: Callable[[int], Any], later: Callable[[int], Any]) -> tuple[float, float]:
+    async def tasks() -> None:
+        await asyncio.gather(*map(later, range(QUERIES)))
+
+    started = time.perf_counter()
+    for at in range(QUERIES):
+        ask(at)
+    one_by_one = time.perf_counter() - started
+    with ThreadPoolExecutor(QUERIES) as pool:
+        started = time.perf_counter()
+        list(pool.map(ask, range(QUERIES)))
+        threads = time.perf_counter() - started
+    started = time.perf_counter()
+    asyncio.run(tasks())
+    return one_by_one / threads, one_by_one / (time.perf_counter() - started)
+
+
+def overhead(table: Table) -> None:
+    """Measure the batcher's own processor time per item, around a call that does nothing."""
+
+    async def later(items: Sequence[int]) -> Sequence[int]:
+        return items
+
+    def lone() -> float:
+        batcher: MicroBatcher[int, int] = MicroBatcher(list)
+        started = time.process_time()
+        for at in range(10_000):
+            batcher(at)
+        return (time.process_time() - started) / 10_000 * 1e6
+
+    async def loop(callers: int) -> float:
+        batcher: MicroBatcher[int, int] = MicroBatcher(list, acall=later)
+
+        async def one() -> None:
+            for at in range(300):
+                await batcher.get(at)
+
+        started = time.process_time()
+        await asyncio.gather(*(one() for _ in range(callers)))
+        return (time.process_time() - started) / (300 * callers) * 1e6
+
+    def threads(callers: int) -> float:
+        batcher: MicroBatcher[int, int] = MicroBatcher(list)
+        started = time.process_time()
+        with ThreadPoolExecutor(callers) as pool:
+            list(pool.map(lambda _: [batcher(at) for at in range(2000)], range(callers)))
+        return (time.process_time() - started) / (2000 * callers) * 1e6
+
+    told = {
+        "a lone caller": min(lone() for _ in range(ROUNDS)),
+        "32 tasks": min(asyncio.run(loop(32)) for _ in range(ROUNDS)),
+        "8 threads": min(threads(8) for _ in range(ROUNDS)),
+    }
+    for who, spent in told.items():
+        table.add_row(f"own work, {who}", f"{spent:.1f} us per item", "", "")
+
+
+def main() -> None:
+    """Measure and print."""
+    table = Table("", "batched", "", "")
+    overhead(table)
+    scans(table)
+    embedding(table)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
