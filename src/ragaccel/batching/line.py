@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -21,6 +21,12 @@ _CHOICE: Final = 4
 TOO_LATE: Final = "no batch had room for it in time; give it longer, or have more workers."
 
 
+class Shrink:
+    """By what batches are smaller than usual, while memory is short."""
+
+    by = 1
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a batch may be, and how many may wait for one.
@@ -31,6 +37,7 @@ class Limits:
         size: Gives the size of an item, by which items are grouped; None for all alike.
         budget: The most that the largest size times the number of items may be in a call.
         max_waiting: The most who wait; None for any number.
+        shrink: Makes size and budget smaller for a while.
     """
 
     max_size: int
@@ -38,6 +45,7 @@ class Limits:
     size: Callable[[Any], float] | None = None
     budget: float | None = None
     max_waiting: int | None = None
+    shrink: Shrink = field(default_factory=Shrink)
 
 
 class Waiter:
@@ -147,7 +155,8 @@ class Line(Generic[W]):
             first: Who is in it anyway, one at most; they do not wait.
         """
         batch = list(first)
-        count = min(self._limits.max_size, -(-(self._count + len(batch)) // free)) - len(batch)
+        most = max(1, self._limits.max_size // self._limits.shrink.by)
+        count = min(most, -(-(self._count + len(batch)) // free)) - len(batch)
         if count <= 0:
             return batch
         if self._limits.size is None:
@@ -181,6 +190,8 @@ class Line(Generic[W]):
     def _alike(self, dealt: list[W], count: int) -> list[W]:
         """Return the first and those most like it in size, within the budget."""
         lead, budget = dealt[0], self._limits.budget
+        if budget is not None:
+            budget /= self._limits.shrink.by
         chosen, largest = [lead], lead.size
         for one in sorted(islice(dealt, 1, None), key=lambda one: abs(one.size - lead.size)):
             most = max(largest, one.size)

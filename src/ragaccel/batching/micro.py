@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from ragaccel import telemetry
@@ -16,7 +17,7 @@ from ragaccel.batching.lane import Lane, batch_stage
 from ragaccel.batching.line import TOO_LATE, Limits, Line, Waiter
 from ragaccel.errors import BatchError, BatchTimeoutError, ConfigurationError
 from ragaccel.io import run
-from ragaccel.resources import Forkable
+from ragaccel.resources import Forkable, Relief
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -57,6 +58,8 @@ class MicroBatcher(Forkable, Generic[T, R]):
         >>> squares(3)
         9
     """
+
+    relief = Relief.WORK
 
     def __init__(
         self,
@@ -180,12 +183,26 @@ class MicroBatcher(Forkable, Generic[T, R]):
             acall: The same for event loops.
             item: Gives the item that is wrapped.
         """
-        limits, size = self._limits, self._limits.size or _length
-        return MicroBatcher(
-            call, acall=acall, max_size=limits.max_size, workers=limits.workers,
-            size=lambda wrapped: size(item(wrapped)), budget=limits.budget,
-            max_waiting=limits.max_waiting,
-        )  # fmt: skip
+        size = self._limits.size or _length
+        batcher: MicroBatcher[Any, Any] = MicroBatcher(call, acall=acall)
+        batcher._limits = replace(self._limits, size=lambda wrapped: size(item(wrapped)))
+        batcher.after_fork_in_child()
+        return batcher
+
+    def relieve(self, needed_bytes: int) -> int:  # noqa: ARG002 - it cannot know what an item takes
+        """Halve what may be in a call, for a `MemoryGuard`, until `restore`.
+
+        It holds for all that are made by `over`, too.
+
+        Returns:
+            0, as nobody knows how many bytes that saves.
+        """
+        self._limits.shrink.by = min(self._limits.max_size, 2 * self._limits.shrink.by)
+        return 0
+
+    def restore(self) -> None:
+        """Let as much be in a call as usual."""
+        self._limits.shrink.by = 1
 
     def figures(self) -> list[telemetry.Figure]:
         """Return how many items wait now, as a metric."""
@@ -195,6 +212,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
 
     def after_fork_in_child(self) -> None:
         """Have nobody waiting: those who do are the parent's."""
+        self._limits.shrink.by = 1
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._line: Line[_Ticket] = Line(self._limits)

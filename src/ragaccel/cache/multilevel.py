@@ -530,6 +530,24 @@ class MultiLevelCache:
         run(flow.SYNC.prepare(store.ledger))
         return bulk.scan(store, self._terms(kind, namespace))
 
+    def relieve(self, needed_bytes: int) -> int:
+        """Let entries of the levels in memory go, for a `MemoryGuard`; see `MemoryLevel.relieve`.
+
+        Returns:
+            How many bytes went.
+        """
+        freed = 0
+        for level in self.levels:
+            if freed < needed_bytes and hasattr(level, "relieve"):
+                freed += level.relieve(needed_bytes - freed)
+        return freed
+
+    def restore(self) -> None:
+        """Let the levels in memory grow again."""
+        for level in self.levels:
+            if hasattr(level, "restore"):
+                level.restore()
+
     def bypass(self, reason: str) -> None:
         """Count a call that had to go past the cache, under a reason."""
         self._store.recorder.bypass(reason)

@@ -170,6 +170,13 @@ class TinyLFU:
         # A replaced entry that grew may be all that the main part holds.
         return gone + self._fit(self.window, self.bytes_used - self._max_bytes, entry, [], now)
 
+    def resize(self, max_bytes: int, now: float) -> int:
+        """Change the bound; return how many entries had to go for it, the least worthy."""
+        self._max_bytes, self._window_bytes = max_bytes, max_bytes * _WINDOW_SHARE
+        self._leave_window()
+        gone = self._fit(self.main, self.bytes_used - max_bytes, None, [], now)
+        return gone + self._fit(self.window, self.bytes_used - max_bytes, None, [], now)
+
     def remove(self, key: bytes) -> None:
         """Let an entry go that may be here."""
         entry = self.window.get(key) or self.main.get(key)
@@ -201,7 +208,9 @@ class TinyLFU:
             left.append(entry)
         return left
 
-    def _fit(self, queue: Queue, needed: int, newest: Entry, left: list[Entry], now: float) -> int:
+    def _fit(
+        self, queue: Queue, needed: int, newest: Entry | None, left: list[Entry], now: float
+    ) -> int:
         """Let go of so many bytes of a queue; return how many entries that were."""
         if needed <= 0:
             return 0
@@ -217,7 +226,7 @@ class TinyLFU:
         for entry in sample[max(len(going), len(sample) - _SAMPLE // 2) :]:
             if entry.key in queue:
                 queue.move_to_end(entry.key)
-        if len(going) > _GRACE and newest.size > self._window_bytes:
+        if newest is not None and len(going) > _GRACE and newest.size > self._window_bytes:
             worth = sum(self._worth(entry, now) * entry.size for entry in going)
             if self._worth(newest, now) * newest.size < worth:
                 going = [newest]
@@ -227,7 +236,7 @@ class TinyLFU:
         return len(going)
 
     @staticmethod
-    def _sample(queue: Queue, needed: int, newest: Entry, left: list[Entry]) -> list[Entry]:
+    def _sample(queue: Queue, needed: int, newest: Entry | None, left: list[Entry]) -> list[Entry]:
         """Return those that left the window and the first of a queue."""
         sample = [entry for entry in left if entry is not newest]
         size = sum(entry.size for entry in sample)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Key, entry, numbers, places in the queues and counters in the sketch; measured with tracemalloc.
 _OVERHEAD_BYTES = 550
 _SHARE_OVERHEAD_BYTES = 90  # the place in the queue of a namespace
+_LEAST_BYTES = 1 << 20  # the worthiest entries are little to hold, and answer the most
+_STEP_BYTES = 1 << 20  # that go at a time, so that who wants the lock need not wait long
 
 
 class MemoryLevel(Forkable):
@@ -53,6 +55,7 @@ class MemoryLevel(Forkable):
         self._overhead = _OVERHEAD_BYTES + (_SHARE_OVERHEAD_BYTES if namespace_bytes else 0)
         self._lock = threading.Lock()
         self._evictions = 0
+        self._bound = max_bytes
         self._begin()
         self.follow_forks()
 
@@ -115,6 +118,25 @@ class MemoryLevel(Forkable):
         with self._lock:
             return Usage(len(self._policy), self._policy.bytes_used, self._evictions)
 
+    def relieve(self, needed_bytes: int) -> int:
+        """Let so many bytes of the least worthy entries go, and do not grow until `restore`.
+
+        At most half of them go at a time, and a mebibyte may stay in any case.
+
+        Returns:
+            How many bytes went.
+        """
+        before = self.bytes_used
+        bound = max(before - needed_bytes, before // 2, min(_LEAST_BYTES, self.max_bytes))
+        for step in range(before - _STEP_BYTES, bound, -_STEP_BYTES):
+            self._resize(step)
+        self._resize(bound)
+        return max(0, before - self.bytes_used)
+
+    def restore(self) -> None:
+        """Hold up to `max_bytes` again."""
+        self._resize(self.max_bytes)
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
@@ -151,14 +173,20 @@ class MemoryLevel(Forkable):
     def after_fork_in_child(self) -> None:
         """Begin empty: another thread may have been in the middle of a change."""
         self._lock = threading.Lock()
+        self._bound = self.max_bytes
         self._begin()
 
     def __reduce__(self) -> tuple[Callable[[int], MemoryLevel], tuple[int]]:
         return partial(MemoryLevel, namespace_bytes=self.namespace_bytes), (self.max_bytes,)
 
     def _begin(self) -> None:
-        self._policy = TinyLFU(self.max_bytes, self.namespace_bytes)
+        self._policy = TinyLFU(self._bound, self.namespace_bytes)
         self._window, self._main = self._policy.window, self._policy.main
+
+    def _resize(self, bound: int) -> None:
+        with self._lock:
+            self._bound = bound
+            self._evictions += self._policy.resize(bound, time.time())
 
     def _expire(self, entry: Entry) -> None:
         with self._lock:
