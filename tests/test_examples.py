@@ -21,6 +21,7 @@ _EXAMPLES = Path(__file__).parents[1] / "examples"
         ("wrap_llamaindex_retriever.py", "hits={'memory': 1}"),
         ("cache_in_production.py", "3 queries asked"),
         ("adapt_haystack.py", "red apples grow on trees {'memory': 2}"),
+        ("many_queries.py", "9 of 10 answered"),
         ("compressed_store_llamaindex.py", "Super Bowl 50: The Panthers defense"),
         ("compressed_store_langchain.py", "Super Bowl 50: The Panthers defense"),
     ],

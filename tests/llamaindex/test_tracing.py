@@ -141,7 +141,7 @@ def test_look_ups_tell_what_they_found(index, cache, ask, request_span):
         query = one.one("query").attributes
         assert query["ragaccel.documents.count"] == 3
         assert query["ragaccel.component"] == "VectorIndexRetriever"
-        assert one.one("preprocess").attributes["ragaccel.cache.bypass"] is False
+        assert "ragaccel.cache.bypass" not in one.one("preprocess").attributes
 
 
 def test_stages_have_the_names_that_viewers_know(index, cache, ask, request_span):
@@ -149,7 +149,11 @@ def test_stages_have_the_names_that_viewers_know(index, cache, ask, request_span
     retriever = accelerate(index.as_retriever(similarity_top_k=3), cache=cache)
     with request_span() as miss:
         ask(retriever, QUERY)
-    kinds = {span.name: span.attributes["openinference.span.kind"] for span in miss.ours}
+    kinds = {
+        span.name: span.attributes.get("openinference.span.kind")
+        for span in miss.ours
+        if span.name != "search"
+    }
     assert kinds["retrieve"] == "RETRIEVER"
     assert kinds["embed"] == "EMBEDDING"
     assert set(kinds.values()) == {"CHAIN", "RETRIEVER", "EMBEDDING"}
@@ -176,7 +180,7 @@ def test_retrieving_without_a_cache(index, ask, request_span):
     retriever = accelerate(index.as_retriever())
     with request_span() as told:
         ask(retriever, QUERY)
-    assert told.tree() == [("query", ("retrieve", ("embed",), ("search",)))]
+    assert told.tree() == [("retrieve", ("embed",), ("search",))]
 
 
 def test_retrieving_from_another_store(nodes, embed_model, cache, ask, request_span):

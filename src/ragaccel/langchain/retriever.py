@@ -98,7 +98,7 @@ class _Retriever(_Base):
         async def call() -> list[Document]:
             return super(_Retriever, self)._get_relevant_documents(query, **given, **kwargs)  # type: ignore[safe-super]
 
-        with _query_stage(self, run_manager) as span:
+        with _query_stage(self, state.options, run_manager) as span:
             documents = run(
                 serve(
                     flow.SYNC, self, state.options, _DOCUMENTS,
@@ -119,7 +119,7 @@ class _Retriever(_Base):
         async def call() -> list[Document]:
             return await super(_Retriever, self)._aget_relevant_documents(query, **given, **kwargs)
 
-        with _query_stage(self, run_manager) as span:
+        with _query_stage(self, state.options, run_manager) as span:
             documents = await serve(
                 flow.ASYNC, self, state.options, _DOCUMENTS,
                 _parts(self, state.options, query, kwargs), call, query=query,
@@ -159,11 +159,12 @@ def _given(retriever: Any, run_manager: Any) -> dict[str, Any]:
     return {"run_manager": run_manager}
 
 
-def _query_stage(retriever: Any, run_manager: Any) -> telemetry.Stage:
+def _query_stage(retriever: Any, options: Options, run_manager: Any) -> telemetry.Stage:
+    """Return the stage of a call; without a cache it is nothing but the retrieval."""
     if not telemetry.recording():
         return telemetry.OFF
     return telemetry.stage(
-        "query",
+        "retrieve" if options.cache is None else "query",
         {attributes.COMPONENT: type(retriever).__name__},
         parent=span_of(run_manager),
     )

@@ -65,6 +65,7 @@ def leave_out() -> None:
 
 
 def _listen() -> None:
+    """Hear LlamaIndex's events, unless that is so already."""
     dispatcher = get_dispatcher()
     if not any(isinstance(handler, _EmbedStages) for handler in dispatcher.event_handlers):
         dispatcher.add_event_handler(_EmbedStages())

@@ -112,7 +112,7 @@ class _Retriever(_Base):
                 nodes = super(_Retriever, self)._retrieve(query_bundle)  # type: ignore[safe-super]
             return _Retrieved(nodes, query_bundle.embedding, sync=True)
 
-        with telemetry.stage("query", {attributes.COMPONENT: type(self).__name__}) as span:
+        with _stage(self, state.options) as span:
             retrieved = run(
                 serve(
                     flow.SYNC, self, state.options, _SYNC_NODES, asked, call,
@@ -134,7 +134,7 @@ class _Retriever(_Base):
                 nodes = await super(_Retriever, self)._aretrieve(query_bundle)
             return _Retrieved(nodes, None, sync=False)
 
-        with telemetry.stage("query", {attributes.COMPONENT: type(self).__name__}) as span:
+        with _stage(self, state.options) as span:
             retrieved = await serve(
                 flow.ASYNC, self, state.options, _ASYNC_NODES, asked, call,
                     query=query_bundle.query_str,
@@ -151,6 +151,12 @@ def accelerated(retriever: BaseRetriever, options: Options) -> BaseRetriever:
         batching = options_of(model).batching(options.batch)
         wrapped._embed_model = embedding.accelerated(model, batching)  # type: ignore[attr-defined]
     return wrapped
+
+
+def _stage(retriever: Any, options: Options) -> telemetry.Stage:
+    """Return the stage of a call; without a cache it is nothing but the retrieval."""
+    name = "retrieve" if options.cache is None else "query"
+    return telemetry.stage(name, {attributes.COMPONENT: type(retriever).__name__})
 
 
 def _parts(retriever: Any, options: Options, bundle: QueryBundle) -> Any:

@@ -40,6 +40,9 @@ async def serve(
         call: The framework's own retrieval.
         query: What a ttl policy is shown of the question.
     """
+    if options.cache is None:
+        with seam.serving(component):
+            return await call()
 
     async def compute() -> Answer[R]:
         with telemetry.stage("retrieve"), watch() as traces:

@@ -78,8 +78,8 @@ class Stage:
     """
 
     __slots__ = (
-        "_context", "_outer", "_token", "attributes", "began_ns", "duration_ns", "error", "name",
-        "parent", "serves", "span", "start_ns",
+        "_context", "_is_traced", "_outer", "_token", "attributes", "began_ns", "duration_ns",
+        "error", "name", "parent", "serves", "span", "start_ns",
     )  # fmt: skip
 
     span: Span | None
@@ -87,7 +87,13 @@ class Stage:
     _token: Token[Context] | None
 
     def __init__(
-        self, name: str, values: Attributes, context: Context | None, serves: Sequence[Place]
+        self,
+        name: str,
+        values: Attributes,
+        context: Context | None,
+        serves: Sequence[Place],
+        *,
+        is_traced: bool,
     ) -> None:
         self.name = name
         self.attributes: dict[str, Any] = {**attributes.OF_STAGE.get(name, {}), **values}
@@ -96,7 +102,7 @@ class Stage:
         self.start_ns = self.began_ns = self.duration_ns = 0
         self.error: str | None = None
         self.span = self._token = None
-        self._context = Context() if serves else context
+        self._context, self._is_traced = context, is_traced
 
     def set(self, values: Attributes) -> None:
         """Set attributes, named by the constants of `telemetry.attributes`."""
@@ -160,12 +166,9 @@ class Stage:
 
     def _begin(self, start_ns: int, began_ns: int) -> None:
         self.start_ns, self.began_ns = start_ns, began_ns
-        if _is_traced(self._context):
-            links = [
-                trace.Link(one.span.get_span_context())
-                for one in self.serves
-                if one.span is not None
-            ]
+        if self._is_traced:
+            places = [one.span for one in self.serves if one.span is not None]
+            links = [trace.Link(one.get_span_context()) for one in places] or None
             self.span = _tracer(trace._TRACER_PROVIDER).start_span(
                 self.name, context=self._context, attributes=self.attributes,
                 start_time=start_ns, links=links,
@@ -205,7 +208,12 @@ class _Off(Stage):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exit_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         pass
 
     def begin(self) -> Self:
@@ -260,8 +268,6 @@ def recording() -> bool:
 
 
 def _is_traced(context: Context | None = None) -> bool:
-    if trace._TRACER_PROVIDER is None:
-        return False
     current = trace.get_current_span(context).get_span_context()
     return current.trace_flags.sampled or not current.is_valid
 
@@ -295,9 +301,14 @@ def stage(
         A context manager. Without a tracer provider, a meter provider and listeners, or inside a
         request that is not sampled, it is a shared no-op.
     """
-    if not serves and not recording():
+    provider = trace._TRACER_PROVIDER
+    if provider is None and not _listeners and _internal._METER_PROVIDER is None:
         return OFF
-    return Stage(name, values, _under(parent), serves)
+    context = Context() if serves else _under(parent)
+    is_traced = provider is not None and _is_traced(context)
+    if not is_traced and not _listeners and _internal._METER_PROVIDER is None:
+        return OFF
+    return Stage(name, values, context, serves, is_traced=is_traced)
 
 
 def _under(parent: Span | None) -> Context | None:
@@ -322,8 +333,9 @@ def past_stage(name: str, start_ns: int, end_ns: int, values: Attributes = _NO_A
 
     For stages that a framework reports only by events. Times are nanoseconds since the epoch.
     """
-    if recording():
-        Stage(name, values, None, ()).past(start_ns, end_ns - start_ns)
+    told = stage(name, values)
+    if told is not OFF:
+        told.past(start_ns, end_ns - start_ns)
 
 
 def _tell(hear: Any, stage: Stage) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -40,15 +37,18 @@ class SearchTrace:
 _traces: ContextVar[list[SearchTrace] | None] = ContextVar("ragaccel_traces", default=None)
 
 
-@contextlib.contextmanager
-def watch() -> Iterator[list[SearchTrace]]:
+class watch:  # noqa: N801 - a context manager, as those of contextlib
     """Collect the searches that happen inside, also in threads that copy this context."""
-    traces: list[SearchTrace] = []
-    token = _traces.set(traces)
-    try:
-        yield traces
-    finally:
-        _traces.reset(token)
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> list[SearchTrace]:
+        traces: list[SearchTrace] = []
+        self._token = _traces.set(traces)
+        return traces
+
+    def __exit__(self, *exit_: object) -> None:
+        _traces.reset(self._token)
 
 
 def watched() -> list[SearchTrace] | None:

@@ -7,6 +7,7 @@ import copy
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from ragaccel import telemetry
@@ -14,7 +15,7 @@ from ragaccel.cache import MISSING, Uncacheable, digest
 from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from typing_extensions import Self
@@ -115,6 +116,16 @@ class Options:
             return keys
 
 
+@lru_cache(maxsize=1024)
+def _told_by(name: str, cls: Any) -> tuple[tuple[str, str], ...]:
+    """Return which settings a component of a class tells; asking pydantic for others is slow."""
+    fields = getattr(cls, "__pydantic_fields__", None)
+    told = _TOLD.get(name, ())
+    if fields is None:
+        return told
+    return tuple(one for one in told if one[0] in fields or hasattr(cls, one[0]))
+
+
 def tell_found(span: telemetry.Stage, query: Any, documents: Sequence[Any]) -> None:
     """Tell of a retrieval's stage what was found."""
     if span is not telemetry.OFF:
@@ -130,14 +141,19 @@ def is_serving(component: object) -> bool:
     return id(component) in _serving.get()
 
 
-@contextlib.contextmanager
-def serving(component: object) -> Iterator[None]:
+class serving:  # noqa: N801 - a context manager, as those of contextlib
     """Say that calls from inside are part of one that is being served."""
-    token = _serving.set(_serving.get() | {id(component)})
-    try:
-        yield
-    finally:
-        _serving.reset(token)
+
+    __slots__ = ("_component", "_token")
+
+    def __init__(self, component: object) -> None:
+        self._component = component
+
+    def __enter__(self) -> None:
+        self._token = _serving.set(_serving.get() | {id(self._component)})
+
+    def __exit__(self, *exit_: object) -> None:
+        _serving.reset(self._token)
 
 
 async def serve(
@@ -308,8 +324,9 @@ def stage_of(
     """
     if not telemetry.recording():
         return telemetry.OFF
-    told: dict[str, Any] = {attributes.COMPONENT: type(component).__name__, **values}
-    for setting, attribute in _TOLD.get(name, ()):
+    cls: Any = type(component)
+    told: dict[str, Any] = {attributes.COMPONENT: cls.__name__, **values}
+    for setting, attribute in _told_by(name, cls):
         value = getattr(component, setting, None)
         if isinstance(value, (str, int)):
             told[attribute] = value

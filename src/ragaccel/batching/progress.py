@@ -1,0 +1,43 @@
+"""A bar on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Show how much is done, with rate and remaining time, if stderr is a terminal.
+
+    Yields:
+        A function that is told how much is done.
+    """
+    stderr: Any = sys.stderr  # None in a program without a console
+    if not (shown and stderr and stderr.isatty()):
+        yield lambda _: None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeRemainingColumn(),
+    )
+    started = time.monotonic()
+    with progress.Progress(*columns, console=Console(stderr=True)) as shown_bar:
+        task = shown_bar.add_task(title, total=total, rate="")
+
+        def tell(done: int) -> None:
+            per_second = done / max(time.monotonic() - started, 1e-3)
+            shown_bar.update(task, completed=done, rate=f"{per_second:,.1f}/s")
+
+        yield tell
