@@ -171,3 +171,15 @@ def until(process, word):
 def test_an_interval_that_is_too_short_is_refused():
     """It would keep both processes busy."""
     assert top(1, "--interval", "0").exit_code == 2
+
+
+def test_goals_are_checked_against_a_running_process(application, tmp_path):
+    """By its number; what is missed ends with 1."""
+    process = application()
+    met, missed = tmp_path / "met.toml", tmp_path / "missed.toml"
+    met.write_text("[query]\np95 = '1s'\n[cache]\nhit_rate = 0.1\n")
+    missed.write_text("[query]\np95 = '1ms'\n")
+    for goals, code in ((met, 0), (missed, 1)):
+        done = CliRunner().invoke(app, ["bench", str(process.pid), "--goals", str(goals)])
+        assert done.exit_code == code, done.output
+        assert "query.p95" in done.output

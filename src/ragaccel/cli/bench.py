@@ -6,13 +6,18 @@ import importlib
 import json
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads it
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 
 from ragaccel.errors import ConfigurationError, RagaccelError
-from ragaccel.observe import Profiler, targets
+from ragaccel.observe import Profile, Profiler, targets
+from ragaccel.observe.live import fetch, place_of
+
+if TYPE_CHECKING:
+    from ragaccel.observe import Snapshot
 
 _MISSED = 1
 _WRONG = 2
@@ -23,12 +28,13 @@ def bench(
         str,
         typer.Argument(
             help="What answers queries, as module:name, or module:make() to call make for it: a "
-            "function, a retriever, an engine or a chain."
+            "function, a retriever, an engine or a chain. Or the number or socket of a running "
+            "process whose monitor serves."
         ),
     ],
     queries: Annotated[
-        Path, typer.Option(help='A query per line; in .jsonl files under "query" or "text".')
-    ],
+        Path | None, typer.Option(help='A query per line; in .jsonl under "query" or "text".')
+    ] = None,
     goals: Annotated[
         Path | None, typer.Option(help="Targets to check, as TOML; see ragaccel.observe.targets.")
     ] = None,
@@ -39,29 +45,39 @@ def bench(
     html: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,  # noqa: FBT002
 ) -> None:
-    """Profile a pipeline; end with 1 if a goal is missed, and with 2 if something is wrong."""
+    """Profile a pipeline, or look at a running one; end with 1 if a goal is missed."""
     console = Console(stderr=as_json)
+    found: Profile | Snapshot
     try:
         wanted = [] if goals is None else targets.read_targets(goals)
-        asked, answer = _queries(queries), _pipeline(pipeline)
-        profiler = Profiler(resources=True)
-        if warmup:
-            Profiler().profile(answer, asked[:warmup], concurrency=concurrency)
-        profile = profiler.profile(answer, asked, concurrency=concurrency)
-        if html is not None:
-            profile.to_html(html)
+        if ":" in pipeline:
+            found = _profile(pipeline, queries, concurrency, warmup)
+            if html is not None:
+                found.to_html(html)
+        else:
+            found = fetch(place_of(pipeline))
     except RagaccelError as error:
         console.print(f"[red]{type(error).__name__}[/red]: {error}")
         raise typer.Exit(_WRONG) from error
-    verdicts = targets.check(wanted, profile.figures())
-    console.print(profile)
+    verdicts = targets.check(wanted, found.figures())
+    console.print(found)
     if verdicts:
         console.print(targets.table(verdicts))
     if as_json:
+        told = found.to_dict() if isinstance(found, Profile) else msgspec.to_builtins(found)
         missed = [one.target.figure for one in verdicts if not one.is_met]
-        typer.echo(json.dumps({**profile.to_dict(), "missed": missed}))
+        typer.echo(json.dumps({**told, "missed": missed}))
     if not all(one.is_met for one in verdicts):
         raise typer.Exit(_MISSED)
+
+
+def _profile(name: str, queries: Path | None, concurrency: int, warmup: int) -> Profile:
+    if queries is None:
+        raise ConfigurationError("a pipeline needs --queries, a file with a query per line.")
+    asked, answer = _queries(queries), _pipeline(name)
+    if warmup:
+        Profiler().profile(answer, asked[:warmup], concurrency=concurrency)
+    return Profiler(resources=True).profile(answer, asked, concurrency=concurrency)
 
 
 def _queries(path: Path) -> list[str]:

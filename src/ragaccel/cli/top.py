@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,9 +11,11 @@ from rich.console import Console
 from rich.live import Live
 
 from ragaccel.errors import ConfigurationError
-from ragaccel.observe.live import fetch, socket_path
+from ragaccel.observe.live import fetch, place_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ragaccel.observe.snapshot import Snapshot
 
 
@@ -31,7 +32,7 @@ def top(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
 ) -> None:
     """Watch the stages of a running process, whose monitor was told to serve()."""
-    path = socket_path(int(where)) if where.isdigit() else Path(where)
+    path = place_of(where)
     console = Console()
     if once:
         console.print(_fetched(path))

@@ -141,6 +141,11 @@ def fetch(path: Path, *, timeout: float = 5.0) -> Snapshot:
         ) from error
 
 
+def place_of(where: str) -> Path:
+    """Return the socket of a process by its number, or the one that is named."""
+    return socket_path(int(where)) if where.isdigit() else Path(where)
+
+
 def _make_private(folder: Path) -> None:
     """Make a folder that is nobody else's, or see that it is so."""
     try:

@@ -154,6 +154,20 @@ class Snapshot(msgspec.Struct, frozen=True):
             return used.cpu / used.cpu_limit
         return self.hit_rate if name == "hit_rate" else float(getattr(used, name))
 
+    def figures(self) -> dict[str, float | None]:
+        """Return the figures that goals are set for, by the names of `observe.targets`."""
+        found: dict[str, float | None] = {
+            "query.throughput": self.metric("throughput"),
+            "query.error_rate": self.metric("error_rate"),
+            "cache.hit_rate": self.hit_rate,
+            "process.memory": float(self.resources.rss_bytes),
+        }
+        for share in ("p50", "p95", "p99"):
+            found[f"query.{share}"] = self.metric(f"latency_{share}")
+            for stage in self.stages:
+                found[f"stages.{stage}.{share}"] = self.metric(f"latency_{share}", stage)
+        return found
+
     def __rich__(self) -> Group:
         from ragaccel.observe.screen import draw
 
