@@ -28,7 +28,7 @@ OUTLINE = (
     f"request(query({_LOOK_UP} {_RETRIEVED}) {_ANSWERED}"
     f" query({_LOOK_UP}) {_ANSWERED}"
     f" query({_LOOK_UP} {_RETRIEVED}) generate({_LOOK_UP})"
-    f" query(retrieve) embed({_LOOK_UP}))"
+    f" retrieve embed({_LOOK_UP}))"
 )
 
 
