@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Of how many who wait, for each one that is taken, those of like size are chosen.
 _CHOICE: Final = 4
+#: How much larger a batch may be, filled up to its largest item, than its items are.
+_FILLED_UP: Final = 1.5
 
 
 TOO_LATE: Final = "no batch had room for it in time; give it longer, or have more workers."
@@ -192,12 +194,13 @@ class Line(Generic[W]):
         lead, budget = dealt[0], self._limits.budget
         if budget is not None:
             budget /= self._limits.shrink.by
-        chosen, largest = [lead], lead.size
+        chosen, largest, total = [lead], lead.size, lead.size
         for one in sorted(islice(dealt, 1, None), key=lambda one: abs(one.size - lead.size)):
             most = max(largest, one.size)
             if len(chosen) == count:
                 break
-            if budget is None or most * (len(chosen) + 1) <= budget:
+            padded = most * (len(chosen) + 1)
+            if padded <= _FILLED_UP * (total + one.size) and (budget is None or padded <= budget):
                 chosen.append(one)
-                largest = most
+                largest, total = most, total + one.size
         return chosen
