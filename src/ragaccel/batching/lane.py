@@ -89,14 +89,19 @@ class Lane(Generic[T, R]):
         try:
             await asyncio.wait_for(room, timeout)
         except asyncio.TimeoutError as error:
+            self._pass_on(room)
             raise BatchTimeoutError(TOO_LATE) from error
         except asyncio.CancelledError:
-            if room.done() and not room.cancelled():
-                self._make_room()
+            self._pass_on(room)
             raise
         finally:
             if room in self._room:
                 self._room.remove(room)
+
+    def _pass_on(self, room: asyncio.Future[None]) -> None:
+        """Wake others where somebody was woken who does not come any more."""
+        if room.done() and not room.cancelled():
+            self._make_room()
 
     def _make_room(self) -> None:
         """Wake as many as there is room for."""
