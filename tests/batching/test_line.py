@@ -20,9 +20,7 @@ def line_of(items, **limits):
     """Let items wait: (tenant, size) each."""
     line = Line(Limits(**{"max_size": 4, "workers": 1, "size": len, **limits}))
     for tenant, size in items:
-        waiter = Waiter("x" * size, tenant, None)
-        waiter.size = size
-        line.put(waiter)
+        line.put(Waiter("x" * size, tenant, None, line._limits.size))
     return line
 
 

@@ -22,13 +22,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
-    TraceServiceServicer,
     add_TraceServiceServicer_to_server,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
     from typing_extensions import Self
@@ -70,9 +69,19 @@ class ReceivedSpan:
 
 
 class Receiver:
-    """Collects what exporters send to `endpoint` while the context is open."""
+    """Collects what exporters send to `endpoint` while the context is open.
+
+    Attributes:
+        endpoint: Where it listens.
+        request: The message of an export.
+        path: Where exports over HTTP go.
+        add_to_server: Makes it a service of a gRPC server.
+    """
 
     endpoint: str
+    request: Any = ExportTraceServiceRequest
+    path = "/v1/traces"
+    add_to_server = add_TraceServiceServicer_to_server
 
     def __init__(self) -> None:
         self.resource_spans: list[ResourceSpans] = []
@@ -81,7 +90,7 @@ class Receiver:
         """Return every span received so far, in the order of arrival."""
         return [span for group in list(self.resource_spans) for span in _received(group)]
 
-    def accept(self, request: ExportTraceServiceRequest) -> ExportTraceServiceResponse:
+    def accept(self, request: Any) -> Any:
         """Keep the spans of one export."""
         self.resource_spans.extend(request.resource_spans)
         return ExportTraceServiceResponse()
@@ -102,13 +111,13 @@ class Receiver:
         self.stop()
 
 
-class GrpcReceiver(Receiver, TraceServiceServicer):
+class GrpcReceiver(Receiver):
     """Receives OTLP over gRPC, as port 4317 of Jaeger does, with the same 4 MB message limit."""
 
     def start(self) -> int:
         self._pool = ThreadPoolExecutor(max_workers=4)
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
-        add_TraceServiceServicer_to_server(self, self._server)
+        self.add_to_server(self._server)
         port: int = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
         return port
@@ -117,18 +126,16 @@ class GrpcReceiver(Receiver, TraceServiceServicer):
         self._server.stop(grace=None).wait()
         self._pool.shutdown()
 
-    def Export(  # noqa: N802 - the service's own name
-        self, request: ExportTraceServiceRequest, context: grpc.ServicerContext
-    ) -> ExportTraceServiceResponse:
-        """Answer the one method of the trace service."""
+    def Export(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Answer the one method of the service, by its own name."""
         return self.accept(request)
 
 
 class HttpReceiver(Receiver):
-    """Receives OTLP over HTTP at `/v1/traces`, as port 4318 of Jaeger does."""
+    """Receives OTLP over HTTP at its path, as port 4318 of Jaeger does."""
 
     def start(self) -> int:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_HttpExport, self.accept))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_HttpExport, self))
         self._server.daemon_threads = False  # so that closing joins them
         self._thread = Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
@@ -145,18 +152,14 @@ class _HttpExport(BaseHTTPRequestHandler):
 
     timeout = 5
 
-    def __init__(
-        self,
-        accept: Callable[[ExportTraceServiceRequest], ExportTraceServiceResponse],
-        *connection: Any,
-    ) -> None:
-        self._accept = accept
+    def __init__(self, receiver: Receiver, *connection: Any) -> None:
+        self._receiver = receiver
         super().__init__(*connection)
 
     def do_POST(self) -> None:
         """Answer as a collector would: the spans are kept, or the status says why not."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path != "/v1/traces":
+        if self.path != self._receiver.path:
             self.send_error(HTTPStatus.NOT_FOUND)
         elif self.headers.get_content_type() != _PROTOBUF:
             self.send_error(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
@@ -164,11 +167,11 @@ class _HttpExport(BaseHTTPRequestHandler):
             try:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = zlib.decompress(body, wbits=zlib.MAX_WBITS | 16)
-                request = ExportTraceServiceRequest.FromString(body)
+                request = self._receiver.request.FromString(body)
             except (zlib.error, DecodeError) as error:
                 self.send_error(HTTPStatus.BAD_REQUEST, explain=str(error))
             else:
-                self._answer(self._accept(request).SerializeToString())
+                self._answer(self._receiver.accept(request).SerializeToString())
 
     def _answer(self, body: bytes) -> None:
         self.send_response(HTTPStatus.OK)

@@ -24,8 +24,14 @@ class _Asked(Waiter):
 
     __slots__ = ("future",)
 
-    def __init__(self, item: Any, tenant: str | None, timeout: float | None) -> None:
-        super().__init__(item, tenant, timeout)
+    def __init__(
+        self,
+        item: Any,
+        tenant: str | None,
+        timeout: float | None,
+        measure: Callable[[Any], float] | None,
+    ) -> None:
+        super().__init__(item, tenant, timeout, measure)
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def expire(self) -> None:
@@ -68,9 +74,7 @@ class Lane(Generic[T, R]):
         self, item: T, tenant: str | None, timeout: float | None
     ) -> asyncio.Future[R | Exception]:
         """Return the future of an item's outcome; it ends with the deadline, if there is one."""
-        asked = _Asked(item, tenant, timeout)
-        if self._limits.size is not None:
-            asked.size = self._limits.size(item)
+        asked = _Asked(item, tenant, timeout, self._limits.size)
         if timeout is not None:
             timer = asyncio.get_running_loop().call_later(timeout, asked.expire)
             asked.future.add_done_callback(lambda _: timer.cancel())

@@ -19,7 +19,6 @@ _CHOICE: Final = 4
 #: How much larger a batch may be, filled up to its largest item, than its items are.
 _FILLED_UP: Final = 1.5
 
-
 TOO_LATE: Final = "no batch had room for it in time; give it longer, or have more workers."
 
 
@@ -53,6 +52,12 @@ class Limits:
 class Waiter:
     """Who waits.
 
+    Args:
+        item: What is asked.
+        tenant: For whom.
+        timeout: Seconds until the deadline; None for ever.
+        measure: Gives the size of the item; what it raises is its caller's.
+
     Attributes:
         item: What is asked.
         tenant: For whom.
@@ -63,12 +68,18 @@ class Waiter:
 
     __slots__ = ("deadline", "item", "place", "size", "tenant")
 
-    def __init__(self, item: Any, tenant: str | None, timeout: float | None) -> None:
+    def __init__(
+        self,
+        item: Any,
+        tenant: str | None,
+        timeout: float | None,
+        measure: Callable[[Any], float] | None,
+    ) -> None:
+        self.size = 1.0 if measure is None else measure(item)
         self.item = item
         self.tenant = tenant
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.place = telemetry.here()
-        self.size = 1.0
 
     def expire(self) -> None:
         """Hear that the deadline has passed before the item was sent."""

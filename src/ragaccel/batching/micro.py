@@ -109,9 +109,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
             BatchTimeoutError: The time was up.
             Exception: What the call raised.
         """
-        ticket: _Ticket = _Ticket(item, tenant, timeout)
-        if self._limits.size is not None:
-            ticket.size = self._limits.size(item)
+        ticket = _Ticket(item, tenant, timeout, self._limits.size)
         with self._lock:
             self._check_open()
             while self._line.is_full and self._busy >= self._limits.workers:
@@ -320,8 +318,14 @@ class _Ticket(Waiter):
 
     __slots__ = ("_woken", "is_promoted", "outcome")
 
-    def __init__(self, item: Any, tenant: str | None, timeout: float | None) -> None:
-        super().__init__(item, tenant, timeout)
+    def __init__(
+        self,
+        item: Any,
+        tenant: str | None,
+        timeout: float | None,
+        measure: Callable[[Any], float] | None,
+    ) -> None:
+        super().__init__(item, tenant, timeout, measure)
         self.outcome, self.is_promoted = _NOTHING, False
         self._woken = threading.Lock()
         self._woken.acquire()

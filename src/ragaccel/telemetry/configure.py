@@ -75,7 +75,7 @@ def configure(
         exporter = _exporter("trace", endpoint, protocol)
         added.append(_sdk("trace.export").BatchSpanProcessor(exporter))
     if added or not readers:
-        _add_processors(added, service_name, sample)
+        add_processors(added, service_name, sample)
     if readers:
         _add_readers(readers, service_name)
     content.capture(chars, openinference=openinference)
@@ -89,7 +89,8 @@ def flush() -> None:
             force_flush()
 
 
-def _add_processors(processors: Sequence[Any], service_name: str, sample: float | None) -> None:
+def add_processors(processors: Sequence[Any], service_name: str, sample: float | None) -> None:
+    """Let span processors hear of spans, setting up a tracer provider where there is none."""
     kind = _sdk("trace").TracerProvider
     provider: Any = trace._TRACER_PROVIDER
     if provider is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 
 from ragaccel.errors import ConfigurationError, MissingExtraError
-from ragaccel.telemetry.configure import _add_processors
+from ragaccel.telemetry.configure import add_processors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ def export_trace(path: str | os.PathLike[str]) -> TraceFile:
     lines: Any = _Lines(path)
     processor: Any = BatchSpanProcessor(lines, _MAX_WAITING, _DELAY_MS)
     try:
-        _add_processors([processor], "ragaccel", None)
+        add_processors([processor], "ragaccel", None)
     except ConfigurationError:
         processor.shutdown()
         raise

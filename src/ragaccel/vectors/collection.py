@@ -422,9 +422,7 @@ class VectorCollection(Forkable):
                 answers = self._scans(scans.Scan(search, self._make))
             else:
                 answers = self._make(search)
-            self._tell(search, answers.found, answers.position)
-            if span is not telemetry.OFF:
-                span.set(self._told(search, answers))
+            self._tell_all(span, search, answers)
         return answers
 
     async def asearch(
@@ -437,10 +435,14 @@ class VectorCollection(Forkable):
             return found.hits()[0]
         with telemetry.stage("search", {attributes.TOP_K: k}) as span:
             answers = await self._scans.get(scans.Scan(search, self._make))
-            self._tell(search, answers.found, answers.position)
-            if span is not telemetry.OFF:
-                span.set(self._told(search, answers))
+            self._tell_all(span, search, answers)
         return answers.hits()[0]
+
+    def _tell_all(self, span: telemetry.Stage, search: Search, answers: Answers) -> None:
+        """Tell the caller's watcher, and the stage, what was found."""
+        self._tell(search, answers.found, answers.position)
+        if span is not telemetry.OFF:
+            span.set(self._told(search, answers))
 
     def _told(self, search: Search, answers: Answers) -> dict[str, str | int | float]:
         """Return what the stage of a search tells; what is as usual is left out."""
