@@ -441,7 +441,7 @@ async def test_a_lease_whose_caller_was_cancelled_is_nobodys(own_server, open_le
     """A thread that gets the lease for a caller who is gone gives it back."""
     with own_server.client() as client:
         one = RedisLevel(client, timeout=30.0).leases
-        two = open_level(own_server, contact=False).leases
+        two = open_level(own_server, contact=False, timeout=30.0).leases  # else a release is lost
         for before in (True, False):
             os.kill(own_server.pid, signal.SIGSTOP)
             acquiring = asyncio.create_task(one.aacquire(key("a")))
