@@ -68,6 +68,7 @@ class ProcessTree:
         cpu, rss, uss, threads, files, read, written = (
             map(sum, zip(*rows, strict=True)) if rows else _Row(0.0)
         )
+        cpu = round(cpu, 6)  # or the sum of the same ticks, added up otherwise, seems to go back
         return ProcessReading(
             len(rows), cpu, self._percent(cpu), rss, uss if self._uss else None, threads, files,
             read, written,
