@@ -8,6 +8,7 @@ RagaccelError
 │   └── FilterError                          a filter that cannot be understood
 ├── UnsupportedComponentError (TypeError)    an object that `accelerate` cannot wrap
 ├── MissingExtraError (ImportError)          an optional package is not installed
+├── IngestionError                           a document that an ingestion stops at
 ├── BatchError                               a batched call gave too few or too many results
 │   └── BatchTimeoutError (TimeoutError)     no batch took it before its deadline
 ├── CacheClosedError                         the cache was closed
@@ -74,6 +75,10 @@ class BatchError(RagaccelError):
 
 class BatchTimeoutError(BatchError, TimeoutError):
     """What was asked was in no batch before its deadline, and was not sent."""
+
+
+class IngestionError(RagaccelError):
+    """A document could not be ingested, and it was asked to stop at the first, or too many are."""
 
 
 class CacheClosedError(RagaccelError):

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 _DATABASE: Final = "collection.sqlite"
 _FOLLOW_TRIES: Final = 100
 _MOST_QUESTIONS: Final = 1000
+_IDS_AT_A_TIME: Final = 1000
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system
 T = TypeVar("T")
 
@@ -528,6 +529,21 @@ class VectorCollection(Forkable):
     def scan(self) -> Iterator[Record]:
         """Yield every row, in the order of writing."""
         yield from self.select()
+
+    def ids(self) -> Iterator[str]:
+        """Yield the id of every row, in the order of writing, reading a few at a time.
+
+        Of rows that are written meanwhile it may miss some.
+        """
+        after = -1
+        while True:
+            self._follow()
+            with self._lock.read(), self._readable().db.read() as db:
+                rows = database.ids_after(db, after, _IDS_AT_A_TIME)
+            if not rows:
+                return
+            yield from (id_ for _, id_ in rows)
+            after = rows[-1][0]
 
     def count(self, where: Filter | None = None) -> int:
         """Return how many rows there are, or pass a filter."""

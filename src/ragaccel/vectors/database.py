@@ -272,6 +272,12 @@ def live_slots(db: sqlite3.Connection) -> NDArray[np.int64]:
     return np.fromiter((slot for (slot,) in rows), dtype=np.int64)
 
 
+def ids_after(db: sqlite3.Connection, slot: int, limit: int) -> list[tuple[int, str]]:
+    """Return slots and ids of the first rows after a slot."""
+    rows = "SELECT slot, id FROM doc WHERE slot > ? ORDER BY slot LIMIT ?"
+    return db.execute(rows, (slot, limit)).fetchall()
+
+
 def fresh(db: sqlite3.Connection, dim: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return slots and vectors that are not in the slab yet.
 
