@@ -29,6 +29,12 @@ def dask():
     """A local cluster of two processes, with one thread each."""
     distributed = pytest.importorskip("distributed", reason="needs ragaccel[dask]")
     with (
+        pytest.importorskip("dask").config.set(
+            {
+                "distributed.scheduler.allowed-failures": 1,
+                "distributed.deploy.lost-worker-timeout": "120s",  # busy machines restart slowly
+            }
+        ),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
         ) as cluster,
@@ -42,14 +48,25 @@ def ray():
     """A local cluster of two CPUs that is there for all ingestions of a test."""
     module = pytest.importorskip("ray", reason="needs ragaccel[ray]")
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        module.init(
-            num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder,
-            object_store_memory=100 << 20,
-        )  # fmt: skip
         try:
+            _started(module, folder)
             yield RayWorkers()
         finally:
             module.shutdown()
+
+
+def _started(module, folder):
+    """Try again where a busy machine takes longer than the 30 s that Ray allows itself."""
+    options = {"include_dashboard": False, "log_to_driver": False, "_temp_dir": folder}
+    for tries in range(3):
+        try:
+            module.init(num_cpus=2, object_store_memory=100 << 20, **options)
+        except Exception as error:
+            module.shutdown()
+            if "timed out during startup" not in str(error) or tries == 2:
+                raise
+        else:
+            return
 
 
 CLUSTERS = {"dask": dask, "ray": ray}
