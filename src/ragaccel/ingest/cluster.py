@@ -1,7 +1,20 @@
 """Transforming and embedding on a cluster: what it must be able to do, and how it is used.
 
 Documents are split and texts embedded by the workers. Looking up and writing stay here, in the same
-order as without a cluster, so that the collection is the same, row by row.
+order as without a cluster, so that the collection is the same, row by row, and so are the segments
+that are built of it. A job is sent to the workers once, then groups of documents and texts.
+
+What it costs, from rates measured on one core: an int8 MiniLM embeds some 500 short chunks a second
+and torch with float32 some 90; this process looks up and writes a chunk of 384 dimensions in 0.15
+ms; the codes of a vector take 8 microseconds, which is why they are made here.
+
+    chunks        embedding, int8    float32     writing here    codes      raw vectors
+    10 million    6 core hours       31          0.4 hours       80 s       15 GB
+    100 million   56                 310         4.2             13 min     154 GB
+    1 billion     560                3,100       42              2.2 h      1.5 TB
+
+So one ingestion keeps some 13 cores with int8 busy, or 70 with float32; more of them are of use to
+several ingestions, each into a collection of its own.
 """
 
 from __future__ import annotations
@@ -110,7 +123,7 @@ class OnCluster:
         Raises:
             ConfigurationError: The job cannot be sent, or not be loaded by a worker.
         """
-        self._cluster = cluster
+        self._cluster, self._is_stopped = cluster, False
         self.count = max(1, cluster.connect())
         try:
             self._published = self._sent(job)
@@ -138,13 +151,12 @@ class OnCluster:
         """End it.
 
         Args:
-            kill: Do not wait for what the workers do now.
+            kill: Do not wait for what the workers do now, and ask them for nothing more.
         """
-        if kill:
-            self._cluster.disconnect()
-        self._threads.shutdown(cancel_futures=True)
-        if not kill:
-            self._cluster.disconnect()
+        self._is_stopped = kill
+        self._threads.shutdown(wait=not kill, cancel_futures=True)
+        self._cluster.disconnect()
+        self._threads.shutdown()
 
     def _sent(self, job: Job) -> Any:
         try:
@@ -166,7 +178,9 @@ class OnCluster:
     def _run(self, group: Sequence[Task]) -> Done:
         try:
             done: Done = self._cluster.call(self._published, "transform", group)
-        except Exception as error:  # noqa: BLE001 - a document that kills its worker
+        except Exception as error:  # a document that kills its worker, or the end
+            if self._is_stopped:
+                raise
             if len(group) == 1:
                 return Done([failed(error)], 0.0)
         else:
