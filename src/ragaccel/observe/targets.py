@@ -13,6 +13,10 @@ hit_rate = 0.4       # at least
 
 [process]
 memory = "2GiB"      # or bytes: at most
+
+[tune]               # for `ragaccel tune` alone; any metric of `ragaccel.Goal`
+minimize = "latency_p95"
+at_least = {"recall@10" = 0.98}
 """
 
 from __future__ import annotations
@@ -61,11 +65,21 @@ class _Process(msgspec.Struct, forbid_unknown_fields=True):
     memory: _Amount = None
 
 
+class Tuning(msgspec.Struct, forbid_unknown_fields=True):
+    """What a tuner is asked for beside bounds; see `ragaccel.Goal`."""
+
+    minimize: str | None = None
+    maximize: str | None = None
+    at_least: dict[str, float] = {}
+    at_most: dict[str, float] = {}
+
+
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     query: _Query = msgspec.field(default_factory=_Query)
     stages: dict[str, _Latency] = msgspec.field(default_factory=dict)
     cache: _Cache = msgspec.field(default_factory=_Cache)
     process: _Process = msgspec.field(default_factory=_Process)
+    tune: Tuning = msgspec.field(default_factory=Tuning)
 
 
 @dataclass(frozen=True)
@@ -111,16 +125,27 @@ def read_targets(path: str | os.PathLike[str]) -> list[Target]:
     Raises:
         ConfigurationError: It cannot be read, has a name or unit that is unknown, or no target.
     """
-    try:
-        tables = msgspec.toml.decode(Path(path).read_bytes(), type=_File)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ConfigurationError(f"the goals in {path} cannot be read: {error}.") from error
-    targets = list(_targets(msgspec.to_builtins(tables), ""))
+    targets, _ = read_tuning(path)
     if not targets:
         raise ConfigurationError(
             f'there are no goals in {path}; write for example [query] and p95 = "250ms".'
         )
     return targets
+
+
+def read_tuning(path: str | os.PathLike[str]) -> tuple[list[Target], Tuning]:
+    """Read targets, and what a tuner is asked for beside them.
+
+    Raises:
+        ConfigurationError: It cannot be read, or has a name or unit that is unknown.
+    """
+    try:
+        file = msgspec.toml.decode(Path(path).read_bytes(), type=_File)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigurationError(f"the goals in {path} cannot be read: {error}.") from error
+    tables = msgspec.to_builtins(file)
+    del tables["tune"]
+    return list(_targets(tables, "")), file.tune
 
 
 def check(targets: Iterable[Target], measured: Mapping[str, float | None]) -> list[Verdict]:

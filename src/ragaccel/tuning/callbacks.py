@@ -1,0 +1,140 @@
+"""Callbacks of the user's, sync or async, on a thread of their own: no request waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from ragaccel.resources import Forkable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ragaccel.tuning.journal import State
+
+    Callback = Callable[[Any], Any]
+
+_log = logging.getLogger("ragaccel.tuning")
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """What callbacks are told: how a trial stands.
+
+    Attributes:
+        state: "trying", "applied", "rolled back", or "stopped" where it was ended before that.
+        settings: What is tried; by the names of the knobs.
+        was: The values before.
+        share: The share of the traffic that sees it.
+        canaries: How many requests with it were judged.
+        controls: How many requests without it were judged.
+        reason: Why it was rolled back.
+    """
+
+    state: State
+    settings: dict[str, Any]
+    was: dict[str, Any]
+    share: float
+    canaries: int = 0
+    controls: int = 0
+    reason: str | None = None
+
+
+class Hooks(NamedTuple):
+    """Callbacks of a `Trial`, sync or async; see `Callbacks`.
+
+    Attributes:
+        on_trial: A trial begins.
+        on_improvement: It was found no worse, and a larger share will see it.
+        on_apply: It is for all from now on.
+        on_rollback: It was taken back.
+    """
+
+    on_trial: Callback | None = None
+    on_improvement: Callback | None = None
+    on_apply: Callback | None = None
+    on_rollback: Callback | None = None
+
+
+class Callbacks(Forkable):
+    """Calls callbacks one after another, on a thread that ends with the last one.
+
+    What a callback raises is logged by its type and goes no further. Coroutines run in an event
+    loop of their own.
+    """
+
+    _thread: threading.Thread | None
+
+    def __init__(self) -> None:
+        self._begin()
+        self.follow_forks()
+
+    def tell(self, callback: Callback | None, told: Any) -> None:
+        """Call a callback soon, if there is one.
+
+        Args:
+            callback: A function or coroutine function of one argument.
+            told: The argument.
+        """
+        if callback is None:
+            return
+        with self._lock:
+            self._waiting.append((callback, told))
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._work, name="ragaccel-callbacks", daemon=True
+                )
+                self._thread.start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until none waits to be called, for a program that ends.
+
+        Args:
+            timeout: Seconds; None for as long as it takes.
+
+        Returns:
+            Whether none waits. A callback that waits for all callbacks gets False at once.
+        """
+        thread = self._thread
+        if thread is threading.current_thread():
+            return False
+        if thread is not None:
+            thread.join(timeout)
+        return self._thread is None
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Callback, Any]] = deque()
+        self._thread = None
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                callback, told = self._waiting.popleft()
+            _call(callback, told)
+
+    def after_fork_in_child(self) -> None:
+        """Leave what waits to the parent, whose thread calls it."""
+        self._begin()
+
+
+def _call(callback: Callback, told: Any) -> None:
+    try:
+        answer = callback(told)
+        if inspect.isawaitable(answer):
+            asyncio.run(_awaited(answer))
+    except Exception as error:  # noqa: BLE001 - it is the user's, and nobody waits for it
+        name = getattr(callback, "__name__", type(callback).__name__)
+        _log.warning("The callback %s failed: %s", name, type(error).__name__)
+
+
+async def _awaited(answer: Awaitable[Any]) -> None:
+    await answer

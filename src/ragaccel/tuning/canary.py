@@ -1,0 +1,206 @@
+"""What is thought of a canary: requests with a changed setting, beside those without it."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ragaccel.errors import ConfigurationError
+from ragaccel.tuning.evidence import Evidence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_CONTROLS: Final = 200  # that the tail is known from
+_LEAST_CONTROLS: Final = 100
+_TAIL: Final = 0.05
+_LONG_TAIL: Final = 0.08
+_SLOWER: Final = 0.55  # of two requests alike, how often the canary may be the slower one
+_OF_TAIL: Final = 0.8  # what of alpha is for the tail, the rest is for pairs
+_FIRST: Final = 20
+_MOST_FAILURES: Final = 3
+_USUAL_FAILURES: Final = 0.01  # of controls: where more fail, failures are not the canary's
+
+
+class Limit(NamedTuple):
+    """No more than a share of the requests may take longer.
+
+    Attributes:
+        name: As the user knows it, such as "latency_p95".
+        seconds: The limit.
+        share: Of the requests, such as 0.05.
+    """
+
+    name: str
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a canary is tried.
+
+    Args:
+        shares: The shares of the traffic that see it, one after another; after the last one it is
+            for all.
+        alpha: The chance that one that changes nothing is rolled back.
+        doubt: The chance, at each share, that one that is worse comes through to the next.
+        slack: How much slower than usual a request may be; 1.1 for a tenth.
+        regret: Seconds that canaries may take longer, all in all, than the requests beside them.
+        warm_up: The first canaries, whose latency does not count: caches may be cold.
+
+    Raises:
+        ConfigurationError: A number that makes no sense.
+    """
+
+    shares: Sequence[float] = (0.01, 0.05, 0.25)
+    alpha: float = 0.01
+    doubt: float = 0.05
+    slack: float = 1.1
+    regret: float = 600.0
+    warm_up: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.shares or not all(0 < share < 1 for share in self.shares):
+            raise ConfigurationError(
+                f"shares must be one or more numbers over 0 and under 1, got {self.shares!r}."
+            )
+        if any(
+            before >= after for before, after in zip(self.shares, self.shares[1:], strict=False)
+        ):
+            raise ConfigurationError(f"shares must grow, got {self.shares!r}.")
+        for name in ("alpha", "doubt"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"{name} must be over 0 and under 1, got {getattr(self, name)!r}."
+                )
+        if not self.slack >= 1:
+            raise ConfigurationError(f"slack must be 1 or more, got {self.slack!r}.")
+        if not self.regret > 0:
+            raise ConfigurationError(f"regret must be over zero seconds, got {self.regret!r}.")
+        if self.warm_up < 0:
+            raise ConfigurationError(f"warm_up must be 0 or more, got {self.warm_up!r}.")
+
+
+class Canary:
+    """Judges a canary by how long its requests take; it knows no clock and changes no setting.
+
+    It is bad if more than 5% of its requests are slower than nearly all (95%) of the last 200
+    others, by more than the slack; if of pairs that came one after the other, it is the slower one
+    in more than 55%, which holds however the load changes for both; if it breaks a limit that
+    the others keep; or by its failures and its regret. A failed request counts as the slowest.
+    It comes through to the next share if it is sure that it is the slower one in less than 55%, and
+    slower than nearly all others in less than 8%. An equal one needs some 300 requests for that.
+    (To be sure that it is less than 3% slower it would need 12,000.)
+
+    Args:
+        terms: How it is tried.
+        limits: What the user wants of latency.
+    """
+
+    def __init__(self, terms: Terms, limits: Sequence[Limit] = ()) -> None:
+        self._terms, self._limits = terms, limits
+        self._recent: deque[float] = deque()
+        self._ordered: list[float] = []
+        self._last: float | None = None
+        self._failures = 0
+        self.controls = self.canaries = 0
+        self.regret = 0.0
+        self.step = -1
+        self.fault: str | None = None
+        self._next_step()
+
+    @property
+    def share(self) -> float:
+        """The share of the traffic that is to see it now."""
+        if self.is_bad or len(self._ordered) < _LEAST_CONTROLS:
+            return 0.0
+        return 1.0 if self.is_through else self._terms.shares[self.step]
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it is to be taken back; `fault` says why."""
+        return self.fault is not None
+
+    @property
+    def is_through(self) -> bool:
+        """Whether it is good enough for all."""
+        return not self.is_bad and self.step == len(self._terms.shares)
+
+    def hear_control(self, seconds: float) -> None:
+        """Hear of a request without the change.
+
+        Args:
+            seconds: How long it took; infinity if it failed.
+        """
+        self.controls += 1
+        self._last = seconds
+        self._recent.append(seconds)
+        insort(self._ordered, seconds)
+        if len(self._recent) > _CONTROLS:
+            del self._ordered[bisect_left(self._ordered, self._recent.popleft())]
+
+    def hear_canary(self, seconds: float) -> None:
+        """Hear of a request with the change; `fault` or `step` may be another afterwards.
+
+        Args:
+            seconds: How long it took; infinity if it failed.
+        """
+        self.canaries += 1
+        if math.isinf(seconds):
+            self._failures += 1
+        if self._fails_at_once():
+            self.fault = f"{self._failures} of its first {self.canaries} requests failed"
+        if self.is_bad or self.canaries <= self._terms.warm_up:
+            return
+        self._hear_tail(seconds)
+        self._hear_limits(seconds)
+        if self._last is not None:
+            self._hear_pair(seconds, self._last)
+            self._last = None
+        if self._good.is_sure and self._short.is_sure and not self.is_bad:
+            self._next_step()
+
+    def _fails_at_once(self) -> bool:
+        if self._failures < _MOST_FAILURES or self.canaries > _FIRST:
+            return False
+        failed = len(self._ordered) - bisect_left(self._ordered, math.inf)
+        return failed <= _USUAL_FAILURES * len(self._ordered)
+
+    def _hear_tail(self, seconds: float) -> None:
+        rank = max(1, int(_TAIL * (len(self._ordered) + 1)))
+        usual = self._ordered[-rank]
+        is_long = seconds > self._terms.slack * usual
+        self._short.hear(not is_long, 1 - _LONG_TAIL)
+        if self._tail.hear(is_long, _TAIL):
+            self.fault = "too many of its requests are slower than nearly all others"
+
+    def _hear_limits(self, seconds: float) -> None:
+        for limit, evidence in zip(self._limits, self._broken, strict=True):
+            over = len(self._ordered) - bisect_left(self._ordered, limit.seconds)
+            if over > limit.share * len(self._ordered):
+                continue  # the others break it, too
+            if evidence.hear(seconds > limit.seconds, limit.share):
+                self.fault = f"it breaks {limit.name} <= {limit.seconds:g}"
+
+    def _hear_pair(self, seconds: float, beside: float) -> None:
+        if math.isfinite(seconds) and math.isfinite(beside):
+            self.regret += seconds - beside
+        self._good.hear(seconds <= beside, 1 - _SLOWER)
+        if self._pairs.hear(seconds > beside, _SLOWER):
+            self.fault = "it is slower than the requests beside it"
+        elif self.regret > self._terms.regret:
+            self.fault = f"it took {self.regret:.1f} s longer, all in all"
+
+    def _next_step(self) -> None:
+        """Begin anew with the evidence: what holds at a small share may not at a larger one."""
+        self.step += 1
+        alpha = self._terms.alpha / 2 ** (self.step + 1)
+        tails = _OF_TAIL * alpha / (1 + len(self._limits))
+        self._tail = Evidence(tails)
+        self._broken = [Evidence(tails) for _ in self._limits]
+        self._pairs = Evidence((1 - _OF_TAIL) * alpha)
+        self._good, self._short = Evidence(self._terms.doubt), Evidence(self._terms.doubt)

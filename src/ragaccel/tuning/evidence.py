@@ -1,0 +1,58 @@
+"""Evidence that may be looked at as often as one likes, and acted on at once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: How much is bet on the next one, per unit of surprise; small differences need small bets.
+_BETS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+#: The largest share of the capital that one disappointment may cost.
+_MOST_LOST: Final = 0.8
+
+
+class Evidence:
+    """Evidence that something happens more often than it may: an e-process.
+
+    It is the capital of a gambler who bets on it at fair odds: if it does not happen more often
+    than it may, the chance that the capital ever exceeds `1 / alpha` is at most `alpha`, however
+    long one waits and however often one looks. The capital is the mean over several sizes of bets
+    λ of Π(1 + λ(x - share)).
+
+    Source: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
+    JRSS B, 2024; Ville's inequality.
+
+    Args:
+        alpha: The chance of a false alarm.
+    """
+
+    __slots__ = ("_capital", "_line", "heard", "is_sure")
+
+    def __init__(self, alpha: float) -> None:
+        self._capital = [1.0] * len(_BETS)
+        self._line = len(_BETS) / alpha
+        self.heard = 0
+        self.is_sure = False
+
+    @property
+    def value(self) -> float:
+        """The capital, 1 at the beginning."""
+        return sum(self._capital) / len(_BETS)
+
+    def hear(self, happened: bool, share: float) -> bool:  # noqa: FBT001
+        """Hear of the next case.
+
+        Args:
+            happened: Whether it happened.
+            share: How often it may happen, over 0 and under 1; known before.
+
+        Returns:
+            Whether it is sure, now or since earlier, that it happens more often.
+        """
+        surprise, most = happened - share, _MOST_LOST / share
+        self._capital = [
+            capital * (1 + min(bet, most) * surprise)
+            for capital, bet in zip(self._capital, _BETS, strict=True)
+        ]
+        self.heard += 1
+        self.is_sure = self.is_sure or sum(self._capital) >= self._line
+        return self.is_sure
