@@ -24,6 +24,7 @@ SECONDS: Final = "seconds"
 _PERCENTILES: Final = {"latency_p50": 50, "latency_p95": 95, "latency_p99": 99}
 _THROUGHPUT: Final = "throughput"
 _LATENCY_MEAN: Final = "latency_mean"
+_COST: Final = "cost_per_1000"
 _OF_TARGETS: Final = {
     "query.p50": "latency_p50", "query.p95": "latency_p95", "query.p99": "latency_p99",
     "query.throughput": _THROUGHPUT, "query.error_rate": "error_rate",
@@ -38,7 +39,7 @@ class Goal:
 
     Metrics are "latency_p50", "latency_p95", "latency_p99" and "latency_mean" (seconds),
     "throughput" (requests per second), "hit_rate", "error_rate", "recall@k" of any k, "memory_mb",
-    "cost_per_1000", and the names of a user's own.
+    "cost_per_1000" (of a metric "cost" of the user's), and the names of a user's own.
 
     Attributes:
         metric: Its name.
@@ -102,6 +103,8 @@ class Goal:
     def series(self) -> str:
         """The name of the values for each request that it is computed from."""
         timed = {*_PERCENTILES, _THROUGHPUT, _LATENCY_MEAN}
+        if self.metric == _COST:
+            return "cost"
         return SECONDS if self.metric in timed else self.metric
 
     @property
@@ -116,6 +119,8 @@ class Goal:
             found: NDArray[np.float64] = np.percentile(values, _PERCENTILES[self.metric], axis=-1)
             return found
         mean: NDArray[np.float64] = np.mean(values, axis=-1)
+        if self.metric == _COST:
+            return 1000 * mean
         return 1 / mean if self.metric == _THROUGHPUT else mean
 
     def excess(self, value: float) -> float:
