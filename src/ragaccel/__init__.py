@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from ragaccel.cache import DiskLevel, MemoryLevel, MultiLevelCache, RedisLevel
     from ragaccel.dispatch import accelerate, unwrap
     from ragaccel.errors import RagaccelError
+    from ragaccel.knobs import Knob
     from ragaccel.observe import Monitor, Profiler
+    from ragaccel.tuning import AutoTuner, Goal
     from ragaccel.vectors import CompressionSpec, VectorCollection
 
 __all__ = [
+    "AutoTuner",
     "CompressionSpec",
     "DiskLevel",
+    "Goal",
+    "Knob",
     "MemoryLevel",
     "MicroBatcher",
     "Monitor",
@@ -35,8 +40,11 @@ __all__ = [
 ]
 
 _HOME = {
+    "AutoTuner": "tuning",
     "CompressionSpec": "vectors",
     "DiskLevel": "cache",
+    "Goal": "tuning",
+    "Knob": "knobs",
     "MemoryLevel": "cache",
     "MicroBatcher": "batching",
     "Monitor": "observe",

@@ -28,9 +28,9 @@ class Shrink:
     by = 1
 
 
-@dataclass(frozen=True)
+@dataclass
 class Limits:
-    """What a batch may be, and how many may wait for one.
+    """What a batch may be, and how many may wait for one; they hold from the next batch on.
 
     Attributes:
         max_size: The most items in a call.

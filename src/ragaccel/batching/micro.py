@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from ragaccel import telemetry
@@ -17,6 +18,7 @@ from ragaccel.batching.lane import Lane, batch_stage
 from ragaccel.batching.line import TOO_LATE, Limits, Line, Waiter
 from ragaccel.errors import BatchError, BatchTimeoutError, ConfigurationError
 from ragaccel.io import run
+from ragaccel.knobs import Knob
 from ragaccel.resources import Forkable, Relief
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
         self._call = call or _no_call
         self._acall = acall or (lambda items: asyncio.to_thread(self._call, items))
         self._limits = Limits(max_size, workers, size, budget, max_waiting)
+        self._made_over: weakref.WeakSet[MicroBatcher[Any, Any]] = weakref.WeakSet()
         self._is_closed = False
         self.after_fork_in_child()
         self.follow_forks()
@@ -185,7 +188,36 @@ class MicroBatcher(Forkable, Generic[T, R]):
         batcher: MicroBatcher[Any, Any] = MicroBatcher(call, acall=acall)
         batcher._limits = replace(self._limits, size=lambda wrapped: size(item(wrapped)))
         batcher.after_fork_in_child()
+        self._made_over.add(batcher)
         return batcher
+
+    def tunables(self) -> tuple[Knob, ...]:
+        """Return what can be turned while it is used: size, budget if it has one, and workers.
+
+        It holds from the next batch on, for all that are made by `over`, too.
+        """
+        limits = self._limits
+        values: dict[str, list[Any]] = {
+            "max_size": sorted({1, 4, 8, 16, 32, 64, 128, limits.max_size}),
+            "workers": sorted({*range(1, (os.cpu_count() or 1) + 1), limits.workers}),
+        }
+        if limits.budget is not None:
+            values["budget"] = sorted({limits.budget * times for times in (0.25, 0.5, 1, 2, 4)})
+        return tuple(
+            Knob(
+                f"batch.{name}",
+                several,
+                partial(getattr, self._limits, name),
+                partial(self._turn, name),
+            )
+            for name, several in values.items()
+        )
+
+    def _turn(self, name: str, value: Any) -> None:
+        with self._lock:
+            setattr(self._limits, name, value)
+        for batcher in list(self._made_over):
+            batcher._turn(name, value)
 
     def relieve(self, needed_bytes: int) -> int:  # noqa: ARG002 - it cannot know what an item takes
         """Halve what may be in a call, for a `MemoryGuard`, until `restore`.

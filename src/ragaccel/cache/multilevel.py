@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
 from ragaccel import telemetry
-from ragaccel.cache import bulk, flow, lookup
+from ragaccel.cache import bulk, flow, lookup, tunables
 from ragaccel.cache.figures import figures
 from ragaccel.cache.flight import Flights
 from ragaccel.cache.keys import Digest, Uncacheable, digest, namespace_mark
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ragaccel.cache.ledger import Position
     from ragaccel.cache.levels import Level
     from ragaccel.cache.values import Body
+    from ragaccel.knobs import Knob
 
 T = TypeVar("T")
 
@@ -547,6 +549,24 @@ class MultiLevelCache:
         for level in self.levels:
             if hasattr(level, "restore"):
                 level.restore()
+
+    @property
+    def ttl(self) -> TTL:
+        """How long entries are served that do not say otherwise; it can be changed.
+
+        Entries that are stored already keep theirs.
+        """
+        return self._policy.ttl
+
+    @ttl.setter
+    def ttl(self, ttl: TTL) -> None:
+        self._policy = replace(self._policy, ttl=checked(ttl))
+        self._options["ttl"] = ttl
+        self._known_terms = {}
+
+    def tunables(self) -> tuple[Knob, ...]:
+        """Return what can be turned while it is used: bytes of its memory level, and the TTL."""
+        return tunables.knobs(self)
 
     def bypass(self, reason: str) -> None:
         """Count a call that had to go past the cache, under a reason."""

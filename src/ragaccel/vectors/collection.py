@@ -24,7 +24,7 @@ from ragaccel.errors import (
 )
 from ragaccel.resources import Forkable
 from ragaccel.telemetry import attributes
-from ragaccel.vectors import database, fields, records, scans, spec
+from ragaccel.vectors import database, fields, records, scans, spec, tunables
 from ragaccel.vectors.bitmaps import FilterCache
 from ragaccel.vectors.database import Database
 from ragaccel.vectors.figures import figures
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Self
 
+    from ragaccel.knobs import Knob
     from ragaccel.vectors.choice import Choice
     from ragaccel.vectors.database import Position
     from ragaccel.vectors.filters import Filter
@@ -101,7 +102,7 @@ class VectorCollection(Forkable):
         self._filters = FilterCache()
         self._upkeep = Upkeep(store, self._lock)
         self._scans = scans.joined_scans()
-        self._closed = False
+        self._closed = self._is_exact = False
         with _open_lock:
             _open_collections.add(self)
         self.follow_forks()
@@ -389,6 +390,7 @@ class VectorCollection(Forkable):
         """
         asked = check_vectors(queries, self.dim)
         floor = check_score(min_score)
+        exact = exact or self._is_exact
         search = Search(asked, check_k(k), where, floor, exact, vectors, documents)
         return self._answer(search).hits()
 
@@ -413,6 +415,7 @@ class VectorCollection(Forkable):
         asked = np.array([row for row in known.values() if row is not None], dtype=np.float32)
         found: dict[str, list[Hit]] = {}
         if known:
+            exact = exact or self._is_exact
             search = Search(asked, count + 1, where, floor, exact, vectors, documents)
             found = dict(zip(known, self._answer(search).hits(), strict=True))
         return [[hit for hit in found.get(one, []) if hit.id != one][:count] for one in ids]
@@ -426,11 +429,27 @@ class VectorCollection(Forkable):
             self._tell_all(span, search, answers)
         return answers
 
+    @contextlib.contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Compare with every vector in all searches of this object meanwhile; for a ground truth.
+
+        Example:
+            >>> collection = VectorCollection.open(dim=2)
+            >>> with collection.exactly():
+            ...     collection.search([1, 0])
+            [[]]
+        """
+        self._is_exact, was = True, self._is_exact
+        try:
+            yield
+        finally:
+            self._is_exact = was
+
     async def asearch(
         self, query: ArrayLike, k: int = 10, *, where: Filter | None = None
     ) -> list[Hit]:
         """Find the nearest rows of one query without blocking the event loop; see `search`."""
-        search = Search(check_vectors(query, self.dim), check_k(k), where)
+        search = Search(check_vectors(query, self.dim), check_k(k), where, exact=self._is_exact)
         if not scans.is_scan(search, self._store.index):
             found = await asyncio.to_thread(self._answer, search)
             return found.hits()[0]
@@ -655,6 +674,14 @@ class VectorCollection(Forkable):
                 recall=1.0 if index is None else index.estimated_recall,
                 seq=store.position.seq,
             )
+
+    def tunables(self) -> tuple[Knob, ...]:
+        """Return what can be turned while it is searched: candidates, and probes if it has them.
+
+        They hold until the codes are made anew, as when rows become many more.
+        """
+        self._readable()
+        return tunables.knobs(lambda: self._store.index, self._lock)
 
     def figures(self) -> list[telemetry.Figure]:
         """Return the collection as metrics, as it is known to this process."""

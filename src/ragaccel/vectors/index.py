@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ragaccel.vectors.calibrate import Exam
+    from ragaccel.vectors.engines import Effort
     from ragaccel.vectors.metric import Found
     from ragaccel.vectors.plan import Asked
     from ragaccel.vectors.rowset import RowSet
@@ -187,6 +188,21 @@ class Index:
         grown = trained < TRAIN_ROWS // _GROWTH and self.live_count >= _TRAIN_GROWTH * trained
         stored = int(self._live[: self.slab.end].sum())
         return grown or self._many_dead or is_outgrown(self.asked, segment, stored)
+
+    @property
+    def effort(self) -> Effort | None:
+        """How hard searches try; None while all rows are compared with."""
+        return None if self._segment is None else self._segment.effort
+
+    @effort.setter
+    def effort(self, effort: Effort) -> None:
+        if self._segment is not None:
+            self._segment.effort = effort
+
+    @property
+    def most_probes(self) -> int:
+        """The most probes that mean anything."""
+        return 1 if self._segment is None else self._segment.codes.most_probes
 
     def plan(self) -> Plan:
         """Return what making the segment anew takes; see `Plan`."""

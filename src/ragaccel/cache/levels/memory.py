@@ -137,6 +137,17 @@ class MemoryLevel(Forkable):
         """Hold up to `max_bytes` again."""
         self._resize(self.max_bytes)
 
+    def resize(self, max_bytes: int) -> None:
+        """Hold up to another number of bytes from now on; what is too much goes at once.
+
+        Raises:
+            ConfigurationError: It is not positive.
+        """
+        if max_bytes <= 0:
+            raise ConfigurationError(f"max_bytes must be positive, got {max_bytes}.")
+        self.max_bytes = max_bytes
+        self._resize(max_bytes)
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

@@ -1,0 +1,425 @@
+"""`AutoTuner`: finds settings from recorded traffic, and never makes them worse."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ragaccel.batching import pipelines
+from ragaccel.errors import ConfigurationError
+from ragaccel.tuning import certain
+from ragaccel.tuning.callbacks import Callbacks, Hooks
+from ragaccel.tuning.goals import SECONDS, Goal, checked
+from ragaccel.tuning.guard import Guard
+from ragaccel.tuning.parts import tunables, uncached
+from ragaccel.tuning.replay import Knobs, Replay, answers
+from ragaccel.tuning.report import Row, TuningReport
+from ragaccel.tuning.search import Measured, Search
+from ragaccel.tuning.sizes import APART, best_sizes
+from ragaccel.tuning.study import Study
+from ragaccel.tuning.traffic import Traffic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import ArrayLike
+
+    from ragaccel.knobs import Knob
+    from ragaccel.tuning.callbacks import Callback
+    from ragaccel.tuning.certain import Interval
+    from ragaccel.tuning.replay import Metric
+    from ragaccel.tuning.search import Found
+    from ragaccel.tuning.sizes import CacheSize
+
+_SEARCHED: Final = 0.7
+_LEAST_QUERIES: Final = 40
+_BUDGET_EACH: Final = 40
+_LEAST_GAIN: Final = 0.03
+_ROUNDS: Final = 12
+_RECALL: Final = "recall@"
+_BATCHES: Final = "batch."
+
+
+class AutoTuner:
+    """Finds settings that reach goals, and sets them if they are surely better than what was.
+
+    It turns knobs of the components themselves, so nobody else should ask them meanwhile; whatever
+    happens, they end as what was better. Caches are passed by while it measures.
+
+    Args:
+        components: What is tuned; the first that can be asked a query is asked.
+        goals: What is to be best, and bounds; by default the lowest "latency_p95".
+        knobs: Of the user's own, beside those that components have.
+        metrics: Of the user's own: by name a function of a query and its result, for a number.
+        ask: What answers a query, where that is none of the components.
+        k: How many rows a collection is asked for, where a collection itself is asked.
+        concurrency: Queries that are under way at a time. With one, batches are not tuned.
+        budget: The most queries that the search asks; by default 40 times those it is given.
+        storage: A file where the study is kept and gone on with; see `Study`.
+        seed: Of all that is random.
+        progress: Whether to show progress on the terminal.
+        on_trial: Hears of each setting measured, sync or async; what it raises is logged.
+        on_improvement: Hears of each that is better than all before.
+        on_apply: Hears of the report when settings were changed.
+        on_rollback: Hears of the report when what was stays.
+
+    Example:
+        >>> tuner = AutoTuner([collection], goals=[Goal.at_least("recall@10", 0.95)])
+        ... # doctest: +SKIP
+        >>> print(tuner.run(vectors).to_toml())  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        components: Any,
+        goals: Iterable[Goal] = (),
+        *,
+        knobs: Iterable[Knob] = (),
+        metrics: Mapping[str, Metric] | None = None,
+        ask: Callable[[Any], Any] | None = None,
+        k: int = 10,
+        concurrency: int = 1,
+        budget: int | None = None,
+        storage: Any = None,
+        seed: int = 0,
+        progress: bool = True,
+        on_trial: Callback | None = None,
+        on_improvement: Callback | None = None,
+        on_apply: Callback | None = None,
+        on_rollback: Callback | None = None,
+    ) -> None:
+        several = isinstance(components, (list, tuple))
+        self._components = list(components) if several else [components]
+        self._best, self._bounds = checked(list(goals))
+        self._own_knobs, self._metrics = list(knobs), dict(metrics or {})
+        self._k, self._concurrency, self._budget = k, concurrency, budget
+        self._asked, self._storage, self._seed, self._shows = ask, storage, seed, progress
+        self._hooks = Hooks(on_trial, on_improvement, on_apply, on_rollback)
+        self._callbacks = Callbacks()
+        self._notes: list[str] = []
+        self._least = np.inf
+
+    def run(self, queries: Traffic | Sequence[str] | ArrayLike) -> TuningReport:
+        """Search, compare with what was on later queries, and set what is surely better.
+
+        Args:
+            queries: Recorded traffic, queries in their order, or, where a collection is asked,
+                vectors of shape (n, dim). The last 30% are held out.
+
+        Raises:
+            ConfigurationError: No knob, too few queries, or a metric that nobody measures.
+        """
+        asked, keys = _queries(queries)
+        self._notes, self._least = [], np.inf
+        knobs, earlier = Knobs(self._knobs()), round(_SEARCHED * len(asked))
+        limit = [one.bound for one in self._bounds if str(one).startswith("memory_mb at most")]
+        sizes = best_sizes(self._components, keys, limit[0] if limit else None)
+        self._notes += map(str, sizes)
+        study = self._study(knobs, keys)
+        with ExitStack() as stack:
+            stack.enter_context(uncached(self._components))
+            stack.callback(knobs.put_back)
+            replay = self._replay(asked, knobs, sizes)
+            found = self._search(replay, knobs, study, earlier)
+            duel = _Duel(replay, knobs.incumbent, self._best, self._bounds)
+            winner = duel.run(found, np.arange(earlier, len(asked)))
+        report = self._report(knobs, found, study, duel, winner, sizes)
+        if winner is not None:
+            knobs.turn(winner.setting)
+        for one in sizes:
+            if one.size != one.was:
+                one.level.resize(one.size)
+        hooks = self._hooks
+        self._callbacks.tell(hooks.on_apply if report.is_applied else hooks.on_rollback, report)
+        self._callbacks.wait()
+        return report
+
+    def attach(self, changes: Mapping[str, Any], **options: Any) -> Guard:
+        """Try settings, such as those of a report, on a share of the live traffic first.
+
+        Args:
+            changes: Values by the names of knobs.
+            options: See `Guard.attach`.
+
+        Raises:
+            ConfigurationError: There is no knob of a name.
+        """
+        known = {one.name: one for one in (*tunables(self._components), *self._own_knobs)}
+        unknown = [name for name in changes if name not in known]
+        if unknown:
+            raise ConfigurationError(
+                f"there is no knob {unknown[0]!r}; there are {', '.join(known) or 'none'}."
+            )
+        goals = [self._best, *self._bounds]
+        told = {**self._hooks._asdict(), **options}
+        turned = [(known[name], value) for name, value in changes.items()]
+        return Guard.attach(self._components, turned, goals, **told)
+
+    # -- what is tuned -----------------------------------------------------------------------------
+
+    def _knobs(self) -> list[Knob]:
+        found = []
+        for knob in tunables(self._components):
+            if knob.name.startswith(APART):
+                continue
+            if knob.name.startswith(_BATCHES) and self._concurrency == 1:
+                self._notes.append(f"{knob.name}: not tried; one query at a time makes no batches.")
+                continue
+            found.append(knob)
+        found += self._own_knobs
+        names = [one.name for one in found]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"two knobs have the same name: {', '.join(names)}.")
+        if not found:
+            raise ConfigurationError(
+                "the components have no knobs to turn; a collection has some once it is compressed "
+                "(from 4,096 rows on), and knobs=[Knob(...)] adds your own."
+            )
+        return [_with_current(one) for one in found]
+
+    def _replay(self, asked: Sequence[Any], knobs: Knobs, sizes: Sequence[CacheSize]) -> Replay:
+        ask = self._ask()
+        goals = [self._best, *self._bounds]
+        depths = [_depth(one) for one in goals if one.metric.startswith(_RECALL)]
+        truth = None
+        if depths:
+            truth, is_exact = answers(ask, asked, self._components)
+            if not is_exact:
+                self._notes.append(
+                    "recall is counted against what was found before: the components hold no "
+                    "collection that could be searched exactly."
+                )
+        known = {"hit_rate": max(one.rate for one in sizes)} if sizes else {}
+        replay = Replay(
+            ask, asked, knobs, self._components, metrics=self._metrics, truth=truth,
+            depths=depths, known=known, concurrency=self._concurrency,
+        )  # fmt: skip
+        one = Measured(knobs.incumbent, replay.known(knobs.incumbent))
+        one.add([0], replay.measure(knobs.incumbent, np.arange(1)))
+        missing = [x for x in goals if x.metric not in one.known and x.series not in one.samples]
+        if missing:
+            raise ConfigurationError(
+                f"nobody measures {missing[0].metric!r}; give metrics={{{missing[0].series!r}: "
+                "lambda query, result: ...}."
+            )
+        return replay
+
+    def _ask(self) -> Callable[[Any], Any]:
+        if self._asked is not None:
+            return self._asked
+        for one in self._components:
+            if hasattr(one, "exactly"):
+                return lambda vector: one.search(vector, self._k)[0]
+            try:
+                return pipelines.blocking(one)
+            except ConfigurationError:
+                continue
+        raise ConfigurationError(
+            "none of the components can be asked a query; give ask=, a function of a query."
+        )
+
+    def _study(self, knobs: Knobs, keys: Sequence[Any]) -> Study:
+        told = [str(one) for one in (self._best, *self._bounds)]
+        told += [f"{knob.name}{knob.values}" for knob in knobs.knobs]
+        digest = hashlib.blake2b("|".join([*told, *map(repr, keys)]).encode(), digest_size=8)
+        return Study(
+            knobs.space, seed=self._seed, storage=self._storage, problem=digest.hexdigest()
+        )
+
+    # -- searching ---------------------------------------------------------------------------------
+
+    def _search(self, replay: Replay, knobs: Knobs, study: Study, queries: int) -> Found:
+        budget = self._budget or _BUDGET_EACH * queries
+        with Progress(
+            TextColumn("tuning"), BarColumn(), TextColumn("{task.completed:,} queries"),
+            TextColumn("{task.fields[best]}"), TimeElapsedColumn(),
+            disable=not self._shows, transient=True,
+        ) as progress:  # fmt: skip
+            task = progress.add_task("tuning", total=budget, best="")
+
+            def told(one: Measured, spent: int) -> None:
+                best = self._tell(one, knobs)
+                progress.update(task, completed=spent)
+                if best is not None:
+                    progress.update(task, best=best)
+
+            return Search(
+                knobs.space, replay, self._best, self._bounds, queries=queries, budget=budget,
+                study=study, incumbent=knobs.incumbent, seed=self._seed, told=told,
+            ).run()  # fmt: skip
+
+    def _tell(self, one: Measured, knobs: Knobs) -> str | None:
+        """Tell callbacks of a measurement; return it in words if it is the best so far."""
+        row = self._row(one, knobs)
+        self._callbacks.tell(self._hooks.on_trial, row)
+        loss = self._best.sign * one.value(self._best)
+        if not row.is_kept or loss >= self._least:
+            return None
+        self._least = loss
+        self._callbacks.tell(self._hooks.on_improvement, row)
+        return f"best {self._best.metric} {one.value(self._best):.4g} at {row.settings}"
+
+    # -- what is told ------------------------------------------------------------------------------
+
+    def _report(
+        self,
+        knobs: Knobs,
+        found: Found,
+        study: Study,
+        duel: _Duel,
+        winner: Measured | None,
+        sizes: Sequence[CacheSize],
+    ) -> TuningReport:
+        settings = knobs.named(knobs.incumbent if winner is None else winner.setting)
+        reason = duel.reason
+        if not found.ranked:
+            reason = self._missed(found)
+        rows = [self._row(one, knobs) for one in found.measured]
+        rows.sort(key=lambda row: self._best.sign * row.metrics[self._best.metric].value)
+        rows.sort(key=lambda row: not row.is_kept)
+        left_out = f"{found.left_out:,} settings were left out by arithmetic, and "
+        untried = len(knobs.space) - found.left_out - len(rows)
+        self._notes.append(
+            f"{left_out if found.left_out else ''}{len(rows):,} of {len(knobs.space):,} were "
+            f"measured; {untried:,} were not tried."
+        )
+        return TuningReport(
+            goals=[self._best, *self._bounds],
+            settings={**settings, **{one.name: one.size for one in sizes}},
+            was={**knobs.named(knobs.incumbent), **{one.name: one.was for one in sizes}},
+            is_applied=winner is not None or any(one.size != one.was for one in sizes),
+            reason=reason, gain=duel.gain, rows=rows, importances=study.importances(),
+            noise=duel.noise, spent=found.spent, notes=tuple(self._notes),
+        )  # fmt: skip
+
+    def _row(self, one: Measured, knobs: Knobs) -> Row:
+        metrics = {goal.metric: one.interval(goal) for goal in (self._best, *self._bounds)}
+        return Row(knobs.named(one.setting), len(one.queries), metrics, one.keeps(self._bounds))
+
+    def _missed(self, found: Found) -> str:
+        """Say which goal cannot be met, and how close it came."""
+        nearest = found.nearest(self._bounds)
+        if nearest is None or not self._bounds:
+            return "no setting keeps the goals that take no query to know; what was stays."
+        misses = nearest.misses(self._bounds)
+        missed = self._bounds[int(np.argmax(misses))]
+        value, low, high = nearest.interval(missed, certain.SURE)
+        return (
+            f"the goal {missed} cannot be met for sure: the nearest setting reached {value:.4g} "
+            f"({low:.4g} to {high:.4g}, in 99 of 100 cases); what was stays."
+        )
+
+
+class _Duel:
+    """Compares the best settings with what was, in turn, on queries that the search did not see.
+
+    Attributes:
+        gain: By which share the winner is better, or the last one that was compared.
+        noise: By which share the same settings differ between rounds.
+        reason: Why what was stays or goes.
+    """
+
+    def __init__(
+        self, replay: Replay, incumbent: tuple[int, ...], best: Goal, bounds: Sequence[Goal]
+    ) -> None:
+        self._replay, self._incumbent, self._best, self._bounds = replay, incumbent, best, bounds
+        self.gain: Interval | None = None
+        self.noise = 0.0
+        self.reason = "what was is as good as anything that was found; it stays."
+
+    def run(self, found: Found, queries: Any) -> Measured | None:
+        """Return who is surely better and keeps the bounds on these queries too, if anybody."""
+        for one in found.ranked:
+            if one.setting == self._incumbent:
+                return None
+            challenger, incumbent = self._rounds(one.setting, queries)
+            if not challenger.keeps(self._bounds, certain.LIKELY):
+                self.reason = "the best settings miss a goal on held-out queries; what was stays."
+                continue
+            self.gain = certain.gain(
+                self._best, *(_values(who, self._best) for who in (challenger, incumbent))
+            )
+            if not incumbent.keeps(self._bounds):
+                self.reason = "what was misses a goal on held-out queries, and this keeps all."
+                return challenger
+            if self.gain.low > 0 and self.gain.value > _LEAST_GAIN:
+                self.reason = (
+                    f"{self._best.metric} is better by {self.gain.value:.1%} ({self.gain.low:.1%} "
+                    f"to {self.gain.high:.1%}) on held-out queries, and all goals are kept."
+                )
+                return challenger
+            self.reason = (
+                f"the best other settings are better by {self.gain.value:.1%} "
+                f"({self.gain.low:.1%} to {self.gain.high:.1%}) on held-out queries, which is not "
+                "surely more than 3%; what was stays."
+            )
+            return None
+        return None
+
+    def _rounds(self, setting: tuple[int, ...], queries: Any) -> tuple[Measured, Measured]:
+        both = [Measured(who, self._replay.known(who)) for who in (setting, self._incumbent)]
+        means = []
+        for at in range(_ROUNDS):
+            for who in both if at % 2 == 0 else both[::-1]:
+                samples = self._replay.measure(who.setting, queries)
+                who.add(queries.tolist(), samples)
+                if who is both[1]:
+                    means.append(float(samples[SECONDS].mean()))
+            gain = certain.gain(self._best, *(_values(who, self._best) for who in both))
+            if at and (gain.low > _LEAST_GAIN or gain.high < 0):
+                break
+        self.noise = float(np.std(means) / np.mean(means))
+        return both[0], both[1]
+
+
+def _values(one: Measured, goal: Goal) -> Any:
+    found = one.samples.get(goal.series)
+    return np.full(1, one.known[goal.metric]) if found is None else found
+
+
+def _queries(queries: Any) -> tuple[Sequence[Any], list[Any]]:
+    """Return what is asked, and keys that are equal for equal queries."""
+    if isinstance(queries, Traffic):
+        asked: Sequence[Any] = [one.query for one in queries]
+        if None in asked:
+            raise ConfigurationError(
+                "the traffic was recorded without its queries (content=False), which cannot be "
+                "asked again; record it with content."
+            )
+    elif isinstance(queries, Sequence) and all(isinstance(one, str) for one in queries):
+        asked = list(queries)
+    else:
+        asked = np.asarray(queries, dtype=np.float32)  # type: ignore[assignment]
+    if len(asked) < _LEAST_QUERIES:
+        raise ConfigurationError(
+            f"tuning needs at least {_LEAST_QUERIES} queries, got {len(asked)}; some hundreds make "
+            "it sure."
+        )
+    keys = [one if isinstance(one, str) else one.tobytes() for one in asked]
+    return asked, keys
+
+
+def _with_current(knob: Knob) -> Knob:
+    """Return a knob that has what it is at among its values."""
+    current = knob.get()
+    if current in knob.values:
+        return knob
+    values = [*knob.values, current]
+    try:
+        values.sort()
+    except TypeError:
+        return replace(knob, values=values, monotone=False)
+    return replace(knob, values=values)
+
+
+def _depth(goal: Goal) -> int:
+    depth = goal.metric.removeprefix(_RECALL)
+    if not depth.isdigit() or not int(depth):
+        raise ConfigurationError(f'recall is told as "recall@10", got {goal.metric!r}.')
+    return int(depth)

@@ -1,0 +1,193 @@
+"""Asking recorded queries again, with knobs turned, and measuring what comes."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ragaccel.batching import gather
+from ragaccel.tuning.goals import SECONDS
+from ragaccel.tuning.parts import parts
+from ragaccel.tuning.study import Space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from ragaccel.knobs import Knob
+    from ragaccel.tuning.study import Samples, Setting
+
+    Metric = Callable[[Any, Any], float]
+
+_WARM_UP: Final = 4
+_MB: Final = 1e6
+_RECALL: Final = "recall@"
+
+
+class Knobs:
+    """Knobs together, turned to settings.
+
+    Args:
+        knobs: Each with what it is at now among its values.
+    """
+
+    def __init__(self, knobs: Sequence[Knob]) -> None:
+        self.knobs = tuple(knobs)
+        self.space = Space(
+            tuple(knob.name for knob in knobs),
+            tuple(len(knob.values) for knob in knobs),
+            tuple(knob.monotone for knob in knobs),
+        )
+        self.was = tuple(knob.get() for knob in self.knobs)
+        self.incumbent: Setting = tuple(
+            knob.values.index(value) for knob, value in zip(self.knobs, self.was, strict=True)
+        )
+
+    def turn(self, setting: Setting) -> None:
+        """Turn those knobs that are not as a setting has them."""
+        for knob, at in zip(self.knobs, setting, strict=True):
+            if knob.get() != knob.values[at]:
+                knob.set(knob.values[at])
+
+    def put_back(self) -> None:
+        """Turn all to what they were; one that fails does not keep the others from it."""
+        with ExitStack() as stack:
+            for knob, value in zip(self.knobs, self.was, strict=True):
+                stack.callback(_put, knob, value)
+
+    def rebuilt(self, setting: Setting) -> Setting:
+        """Return what of a setting changes how much memory is taken."""
+        return tuple(
+            at if knob.rebuild else -1 for knob, at in zip(self.knobs, setting, strict=True)
+        )
+
+    def named(self, setting: Setting) -> dict[str, Any]:
+        """Return a setting by the names of the knobs."""
+        return {knob.name: knob.values[at] for knob, at in zip(self.knobs, setting, strict=True)}
+
+
+class Replay:
+    """Measures settings by asking queries again.
+
+    Args:
+        ask: Gives the result of a query.
+        queries: What is asked.
+        knobs: What is turned.
+        components: What takes memory.
+        metrics: The user's own, of a query and its result.
+        truth: For each query the ids that are right, best first; None where nobody asks for recall.
+        depths: The k of each recall@k.
+        known: Metrics that are equal for all settings.
+        concurrency: Queries that are under way at a time.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Any], Any],
+        queries: Sequence[Any],
+        knobs: Knobs,
+        components: Sequence[Any],
+        *,
+        metrics: Mapping[str, Metric],
+        truth: Sequence[Sequence[str]] | None,
+        depths: Sequence[int],
+        known: Mapping[str, float],
+        concurrency: int = 1,
+    ) -> None:
+        self._ask, self._queries, self._knobs, self._components = ask, queries, knobs, components
+        self._metrics, self._truth, self._depths = metrics, truth, depths
+        self._always, self._concurrency = known, concurrency
+        self._memory: dict[Setting, float] = {}
+
+    def known(self, setting: Setting) -> Mapping[str, float]:
+        """Return what takes no query: memory, and what is equal for all."""
+        rebuilt = self._knobs.rebuilt(setting)
+        if rebuilt not in self._memory:
+            if any(at >= 0 for at in rebuilt):
+                self._knobs.turn(setting)
+            self._memory[rebuilt] = memory_mb(self._components)
+        return {"memory_mb": self._memory[rebuilt], **self._always}
+
+    def measure(self, setting: Setting, queries: NDArray[np.int64]) -> Samples:
+        """Turn the knobs, ask some queries that do not count, and measure the others."""
+        self._knobs.turn(setting)
+        for at in queries[:_WARM_UP]:
+            self._timed(self._queries[at])
+        asked = [self._queries[at] for at in queries]
+        if self._concurrency == 1:
+            found = [self._timed(query) for query in asked]
+        else:
+            outcomes = gather(asked, self._timed, concurrency=self._concurrency)
+            found = [outcome.unwrap() for outcome in outcomes]
+        samples = {
+            SECONDS: np.array([seconds for seconds, _, _ in found]),
+            "error_rate": np.array([float(failed) for _, _, failed in found]),
+        }
+        results = [(at, *told[1:]) for at, told in zip(queries, found, strict=True)]
+        for name, metric in self._metrics.items():
+            samples[name] = np.array(
+                [0.0 if bad else float(metric(self._queries[at], one)) for at, one, bad in results]
+            )
+        for depth in self._depths if self._truth is not None else ():
+            samples[f"{_RECALL}{depth}"] = np.array(
+                [0.0 if bad else self._recall(int(at), one, depth) for at, one, bad in results]
+            )
+        return samples
+
+    def _timed(self, query: Any) -> tuple[float, Any, bool]:
+        began = time.perf_counter()
+        try:
+            result = self._ask(query)
+        except Exception:  # noqa: BLE001 - a setting that fails is one that is not taken
+            return time.perf_counter() - began, None, True
+        return time.perf_counter() - began, result, False
+
+    def _recall(self, at: int, result: Any, depth: int) -> float:
+        right = set(self._truth[at][:depth]) if self._truth is not None else set()
+        return len(right.intersection(ids_of(result)[:depth])) / len(right) if right else 1.0
+
+
+def answers(
+    ask: Callable[[Any], Any], queries: Sequence[Any], components: Sequence[Any]
+) -> tuple[list[list[str]], bool]:
+    """Return the ids that are right for each query, and whether they come from exact search.
+
+    Where the components hold no collection, what they find as they are counts as right.
+    """
+    exact = [one for one in parts(list(components)) if hasattr(one, "exactly")]
+    with ExitStack() as stack:
+        for one in exact:
+            stack.enter_context(one.exactly())
+        return [ids_of(ask(query)) for query in queries], bool(exact)
+
+
+def ids_of(result: Any) -> list[str]:
+    """Return the ids of what was found: hits, LlamaIndex nodes or a response, or documents."""
+    nodes = getattr(result, "source_nodes", result)
+    if isinstance(nodes, dict):
+        nodes = nodes.get("context", ())
+    found = []
+    for one in nodes if isinstance(nodes, (list, tuple)) else ():
+        document = one[0] if isinstance(one, tuple) and one else one
+        name = getattr(document, "node_id", None) or getattr(document, "id", None)
+        found.append(str(name or getattr(document, "page_content", document)))
+    return found
+
+
+def memory_mb(components: Sequence[Any]) -> float:
+    """Return what the collections and caches of components take, in megabytes."""
+    total = 0
+    for one in parts(list(components)):
+        stats = one.stats() if hasattr(one, "stats") else None
+        total += getattr(stats, "bytes_in_memory", 0)
+        total += sum(getattr(level, "bytes_used", 0) for level in getattr(one, "levels", ()))
+    return total / _MB
+
+
+def _put(knob: Knob, value: Any) -> None:
+    if knob.get() != value:
+        knob.set(value)
