@@ -41,7 +41,7 @@ def test_it_is_sure_once_the_line_was_crossed(share, cases):
 
 @pytest.mark.parametrize("share", [0.05, 0.55])
 def test_false_alarms_are_rare(share):
-    """Of 300 streams that keep the share, looked at 500 times each, 5% alarm at most, and chance."""
+    """Of 300 streams that keep the share, looked at 500 times each, 5% alarm, give or take."""
     random = np.random.default_rng(0)
     alarms = 0
     for stream in random.random((300, 500)) < share:
