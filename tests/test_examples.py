@@ -22,6 +22,7 @@ _EXAMPLES = Path(__file__).parents[1] / "examples"
         ("cache_in_production.py", "3 queries asked"),
         ("adapt_haystack.py", "red apples grow on trees {'memory': 2}"),
         ("many_queries.py", "9 of 10 answered"),
+        ("auto_tune.py", '"search.oversample" = '),
         ("compressed_store_llamaindex.py", "Super Bowl 50: The Panthers defense"),
         ("compressed_store_langchain.py", "Super Bowl 50: The Panthers defense"),
     ],

@@ -74,7 +74,7 @@ def bench(
 def _profile(name: str, queries: Path | None, concurrency: int, warmup: int) -> Profile:
     if queries is None:
         raise ConfigurationError("a pipeline needs --queries, a file with a query per line.")
-    asked, answer = _queries(queries), _pipeline(name)
+    asked, answer = _queries(queries), pipeline_of(name)
     if warmup:
         Profiler().profile(answer, asked[:warmup], concurrency=concurrency)
     return Profiler(resources=True).profile(answer, asked, concurrency=concurrency)
@@ -103,7 +103,12 @@ def _query(path: Path, at: int, line: str) -> str:
         ) from error
 
 
-def _pipeline(name: str) -> Any:
+def pipeline_of(name: str) -> Any:
+    """Return what is named as module:name, or made by module:make().
+
+    Raises:
+        ConfigurationError: There is none.
+    """
     module, _, attribute = name.partition(":")
     is_made = attribute.endswith("()")
     sys.path.insert(0, "")

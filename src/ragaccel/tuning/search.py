@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from ragaccel.tuning.goals import Goal
     from ragaccel.tuning.study import Samples, Setting, Space, Study
 
+#: The most of what is left of the budget that a rung may take.
+_SHARE: Final = 0.5
 #: Queries of each rung, and how many settings go on from it.
 _RUNGS: Final = ((24, 64), (64, 24), (160, 10))
 _FINALISTS: Final = 4
 _ROUNDS: Final = 8
-_FIRST_SHARE: Final = 0.5
 _MOST_LISTED: Final = 20_000
 _TOO_SLOW: Final = 1.5
 _CLOSE: Final = 0.01
@@ -183,12 +184,14 @@ class Search:
         first = min(_RUNGS[0][0], count)
         if self._incumbent is not None:
             self._ask(self._at(self._incumbent), first)
-        if fitting is not None and len(fitting) * first <= _FIRST_SHARE * self._budget:
+        if fitting is not None and len(fitting) * first <= _SHARE * self._budget:
             self._try_families(fitting, first)
         else:
             self._try_proposed(first)
-        for (_, kept), (asked, _) in pairwise(_RUNGS):
-            for one in self._alive(kept):
+        for (before, kept), (asked, _) in pairwise(_RUNGS):
+            more = max(1, min(asked, count) - before)
+            affordable = max(1, int(_SHARE * (self._budget - self._spent) / more))
+            for one in self._alive(min(kept, affordable)):
                 self._ask(one, min(asked, count))
         finalists, is_sure = self._final()
         measured = [one for one in self._known.values() if one.queries]
@@ -282,7 +285,7 @@ class Search:
             setting for setting, one in self._known.items() if one.queries or not self._fits(one)
         }
         tried = dict.fromkeys(seen)
-        while self._spent + upto <= _FIRST_SHARE * self._budget:
+        while self._spent + upto <= _SHARE * self._budget:
             setting = self._study.ask(tried)
             if setting is None:
                 return
@@ -310,7 +313,7 @@ class Search:
             best = min((self._loss(one) for one in sure), default=np.inf)
             waiting = [one for one in self._alive(len(self._known)) if one.setting not in asked]
             waiting = [one for one in waiting if self._loss(one) < best + _CLOSE * abs(best)]
-            if not waiting or self._spent + count > self._budget:
+            if not waiting or self._spent + count - len(waiting[0].queries) > self._budget:
                 break
             asked.add(waiting[0].setting)
             self._ask(waiting[0], count)
