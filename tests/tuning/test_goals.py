@@ -82,11 +82,20 @@ def test_a_perfect_sample_is_not_certain():
 
 def test_gain_is_paired():
     """What disturbs both alike does not hide a difference."""
-    random = np.random.default_rng(0)
-    shared = random.lognormal(sigma=1.0, size=400)
-    found = gain(Goal.minimize("latency_mean"), 0.9 * shared, shared)
+    shared = np.random.default_rng(0).lognormal(sigma=1.0, size=(5, 40))
+    found = gain(Goal.minimize("latency_mean"), [(0.9 * one, one) for one in shared])
     assert found.value == pytest.approx(0.1)
     assert found.low == pytest.approx(0.1)
+
+
+def test_what_disturbs_whole_rounds_makes_no_gain():
+    """Of two equal settings one is found surely better in a twentieth, however many requests."""
+    random, goal = np.random.default_rng(0), Goal.minimize("latency_mean")
+    sure = 0
+    for _ in range(400):
+        slow = random.lognormal(sigma=0.2, size=(5, 2, 1)) * np.ones((5, 2, 500))
+        sure += gain(goal, [(one, other) for one, other in slow]).low > 0
+    assert sure <= 40
 
 
 def test_knobs_need_values_that_differ():

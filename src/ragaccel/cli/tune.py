@@ -86,7 +86,8 @@ def _tune_store(
     goals: list[Any],
     options: dict[str, Any],
 ) -> TuningReport:
-    if any(one.query is None for one in traffic):
+    queries = [one.query for one in traffic if one.query is not None]
+    if len(queries) < len(traffic):
         raise ConfigurationError(
             "the traffic was recorded without its queries (content=False), which cannot be asked "
             "again; record it with content."
@@ -94,4 +95,4 @@ def _tune_store(
     if not path.is_dir():
         raise ConfigurationError(f"there is no collection at {path}; give its folder.")
     with VectorCollection.open(path) as collection:
-        return AutoTuner([collection], goals, **options).run([embed(one.query) for one in traffic])
+        return AutoTuner([collection], goals, **options).run([embed(one) for one in queries])

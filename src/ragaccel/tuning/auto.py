@@ -15,6 +15,7 @@ from ragaccel.batching import pipelines
 from ragaccel.errors import ConfigurationError
 from ragaccel.tuning import certain
 from ragaccel.tuning.callbacks import Callbacks, Hooks
+from ragaccel.tuning.certain import Interval
 from ragaccel.tuning.goals import SECONDS, Goal, checked
 from ragaccel.tuning.guard import Guard
 from ragaccel.tuning.parts import tunables, uncached
@@ -28,11 +29,10 @@ from ragaccel.tuning.traffic import Traffic
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from ragaccel.knobs import Knob
     from ragaccel.tuning.callbacks import Callback
-    from ragaccel.tuning.certain import Interval
     from ragaccel.tuning.replay import Metric
     from ragaccel.tuning.search import Found
     from ragaccel.tuning.sizes import CacheSize
@@ -42,6 +42,7 @@ _LEAST_QUERIES: Final = 40
 _BUDGET_EACH: Final = 40
 _LEAST_GAIN: Final = 0.03
 _ROUNDS: Final = 12
+_LEAST_ROUNDS: Final = 4
 _RECALL: Final = "recall@"
 _BATCHES: Final = "batch."
 
@@ -333,18 +334,15 @@ class _Duel:
         self.noise = 0.0
         self.reason = "what was is as good as anything that was found; it stays."
 
-    def run(self, found: Found, queries: Any) -> Measured | None:
+    def run(self, found: Found, queries: NDArray[np.int64]) -> Measured | None:
         """Return who is surely better and keeps the bounds on these queries too, if anybody."""
         for one in found.ranked:
             if one.setting == self._incumbent:
                 return None
-            challenger, incumbent = self._rounds(one.setting, queries)
+            challenger, incumbent, self.gain = self._rounds(one.setting, queries)
             if not challenger.keeps(self._bounds, certain.LIKELY):
                 self.reason = "the best settings miss a goal on held-out queries; what was stays."
                 continue
-            self.gain = certain.gain(
-                self._best, *(_values(who, self._best) for who in (challenger, incumbent))
-            )
             if not incumbent.keeps(self._bounds):
                 self.reason = "what was misses a goal on held-out queries, and this keeps all."
                 return challenger
@@ -362,25 +360,28 @@ class _Duel:
             return None
         return None
 
-    def _rounds(self, setting: tuple[int, ...], queries: Any) -> tuple[Measured, Measured]:
+    def _rounds(
+        self, setting: tuple[int, ...], queries: NDArray[np.int64]
+    ) -> tuple[Measured, Measured, Interval]:
+        """Measure a setting and what was in turn, until it is sure which is better."""
         both = [Measured(who, self._replay.known(who)) for who in (setting, self._incumbent)]
+        rounds: list[list[NDArray[np.float64]]] = []
         means = []
-        for at in range(_ROUNDS):
-            for who in both if at % 2 == 0 else both[::-1]:
+        gain = Interval(0.0, -np.inf, np.inf)
+        while len(rounds) < _ROUNDS:
+            rounds.append([np.ones(1), np.ones(1)])
+            for which in (0, 1) if len(rounds) % 2 else (1, 0):
+                who = both[which]
                 samples = self._replay.measure(who.setting, queries)
                 who.add(queries.tolist(), samples)
-                if who is both[1]:
-                    means.append(float(samples[SECONDS].mean()))
-            gain = certain.gain(self._best, *(_values(who, self._best) for who in both))
-            if at and (gain.low > _LEAST_GAIN or gain.high < 0):
+                known = np.full(1, who.known.get(self._best.metric, 0.0))
+                rounds[-1][which] = samples.get(self._best.series, known)
+            means.append(float(both[1].samples[SECONDS][-len(queries) :].mean()))
+            gain = certain.gain(self._best, [(one, other) for one, other in rounds])
+            if len(rounds) >= _LEAST_ROUNDS and (gain.low > _LEAST_GAIN or gain.high < 0):
                 break
         self.noise = float(np.std(means) / np.mean(means))
-        return both[0], both[1]
-
-
-def _values(one: Measured, goal: Goal) -> Any:
-    found = one.samples.get(goal.series)
-    return np.full(1, one.known[goal.metric]) if found is None else found
+        return both[0], both[1], gain
 
 
 def _queries(queries: Any) -> tuple[Sequence[Any], list[Any]]:

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from ragaccel.tuning.goals import Goal
+
+    Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 #: Normal quantile of a bound that is right in 95 of 100 cases, on its side.
 LIKELY: Final = 1.645
@@ -55,30 +59,31 @@ def interval(goal: Goal, values: NDArray[np.float64], z: float = LIKELY) -> Inte
     return Interval(value, value - error, value + error)
 
 
-def gain(
-    goal: Goal, one: NDArray[np.float64], other: NDArray[np.float64], z: float = LIKELY
-) -> Interval:
-    """Return by which share one setting is better than another, from the same requests.
+def gain(goal: Goal, rounds: Sequence[Pair], z: float = LIKELY) -> Interval:
+    """Return by which share one setting is better than another.
+
+    It is rounds that are counted, not requests: a machine that is slow is so for all requests of a
+    round, and many of them make nothing surer. Of one round there is no telling.
 
     Args:
         goal: What is to be best.
-        one: Its values, shape (n,).
-        other: Those of what it is compared with, of the same requests in the same order.
+        rounds: Of each round the values of the one, and those of the other for the same requests.
         z: How sure the bounds are.
+
+    Source: Student's t for the logarithm of the ratios; its quantile by the expansion of
+    Abramowitz and Stegun, 26.7.5.
     """
-    draws = _draws(len(one))
-    drawn = _shares(goal, goal.of(one[draws]), goal.of(other[draws]))
-    value = float(_shares(goal, goal.of(one), goal.of(other)))
-    error = z * float(drawn.std())
-    return Interval(value, value - error, value + error)
-
-
-def _shares(
-    goal: Goal, one: NDArray[np.float64], other: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    scale = np.maximum(np.abs(other), np.finfo(np.float64).tiny)
-    found: NDArray[np.float64] = goal.sign * (other - one) / scale
-    return found
+    ratios = np.log([float(goal.of(one)) / float(goal.of(other)) for one, other in rounds])
+    middle, free = float(ratios.mean()), len(ratios) - 1
+    error = np.inf
+    if free:
+        first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+        t = z + first / free + second / free**2
+        error = t * float(ratios.std(ddof=1)) / np.sqrt(free + 1)
+    value, *ends = (
+        goal.sign * (1 - float(np.exp(at))) for at in (middle, middle - error, middle + error)
+    )
+    return Interval(value, min(ends), max(ends))
 
 
 def _draws(count: int) -> NDArray[np.int64]:

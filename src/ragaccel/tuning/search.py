@@ -33,11 +33,16 @@ if TYPE_CHECKING:
 _SHARE: Final = 0.5
 #: Queries of each rung, and how many settings go on from it.
 _RUNGS: Final = ((24, 64), (64, 24), (160, 10))
-_FINALISTS: Final = 4
-_ROUNDS: Final = 8
+_FINALISTS: Final = 8
+_ROUNDS: Final = 64
+_LEAST_ROUNDS: Final = 4
+#: Into how many parts queries go, so that a round is short and there are many.
+_PARTS: Final = 4
 _MOST_LISTED: Final = 20_000
 _TOO_SLOW: Final = 1.5
-_CLOSE: Final = 0.01
+_CLOSE: Final = 0.03
+#: How much slower a setting may look, and still be a finalist.
+_NOISE: Final = 0.25
 
 
 class Measure(Protocol):
@@ -124,7 +129,7 @@ class Found:
         left_out: How many were left out by what is known without a query.
         spent: Queries that were asked.
         is_sure: Whether the best one's interval is apart from that of the next, or they are equal
-            within a hundredth.
+            within 3%.
     """
 
     ranked: list[Measured]
@@ -312,13 +317,15 @@ class Search:
         while len(sure) < _FINALISTS:
             best = min((self._loss(one) for one in sure), default=np.inf)
             waiting = [one for one in self._alive(len(self._known)) if one.setting not in asked]
-            waiting = [one for one in waiting if self._loss(one) < best + _CLOSE * abs(best)]
+            waiting = [one for one in waiting if self._loss(one) < best + _NOISE * abs(best)]
             if not waiting or self._spent + count - len(waiting[0].queries) > self._budget:
                 break
             asked.add(waiting[0].setting)
             self._ask(waiting[0], count)
             if waiting[0].keeps(self._bounds, SURE):
                 sure.append(waiting[0])
+        if sure and self._best.metric in sure[0].known:
+            return sorted(sure, key=self._loss), True
         return self._in_turn(sure)
 
     def _in_turn(self, finalists: list[Measured]) -> tuple[list[Measured], bool]:
@@ -326,21 +333,23 @@ class Search:
 
         What they were chosen by does not count any more: it flatters who was lucky.
         """
-        anew = [Measured(one.setting, one.known) for one in finalists]
-        alive, dropped = list(range(len(anew))), list[int]()
+        rounds: list[dict[int, Samples]] = []
+        alive, dropped = list(range(len(finalists))), list[int]()
         is_sure = len(alive) == 1
-        for at in range(_ROUNDS):
-            if len(alive) <= 1 or is_sure:
-                break
-            queries = self._random.permutation(self._order)[: -(-len(self._order) // 2)]
+        while len(alive) > 1 and not is_sure and len(rounds) < _ROUNDS:
+            queries = self._random.permutation(self._order)[: -(-len(self._order) // _PARTS)]
             if self._spent + len(queries) * len(alive) > self._budget:
                 break
-            for which in alive if at % 2 == 0 else alive[::-1]:
+            rounds.append({})
+            for which in alive if len(rounds) % 2 else alive[::-1]:
                 samples = self._ask_these(finalists[which], queries)
                 if samples is not None:
-                    anew[which].add(queries.tolist(), samples)
-            alive.sort(key=lambda which: self._loss(anew[which]))
-            gains = {which: self._behind(anew[alive[0]], anew[which]) for which in alive[1:]}
+                    rounds[-1][which] = samples
+            if len(rounds) < _LEAST_ROUNDS:
+                continue
+            gains = {which: self._behind(rounds, alive[0], which) for which in alive}
+            alive.sort(key=lambda which: gains[which].value)
+            gains = {which: self._behind(rounds, alive[0], which) for which in alive[1:]}
             worse = [which for which, gain in gains.items() if gain.low > 0]
             alive = [which for which in alive if which not in worse]
             dropped[:0] = worse
@@ -348,10 +357,9 @@ class Search:
         ranked = [finalists[which] for which in (*alive, *dropped)]
         return ranked, is_sure or len(alive) == 1
 
-    def _behind(self, best: Measured, other: Measured) -> Interval:
-        """Return by which share the best is better than another, from the same queries."""
+    def _behind(self, rounds: Sequence[Mapping[int, Samples]], one: int, other: int) -> Interval:
+        """Return by which share one finalist is better than another, from the same queries."""
         series = self._best.series
-        if self._best.metric in best.known:
-            value = self._loss(other) - self._loss(best)
-            return Interval(*(value / (abs(self._loss(other)) or 1.0),) * 3)
-        return certain.gain(self._best, best.samples[series], other.samples[series])
+        return certain.gain(
+            self._best, [(found[one][series], found[other][series]) for found in rounds]
+        )
