@@ -42,7 +42,7 @@ _MOST_LISTED: Final = 20_000
 _TOO_SLOW: Final = 1.5
 _CLOSE: Final = 0.03
 #: How much slower a setting may look, and still be a finalist.
-_NOISE: Final = 0.25
+_NOISE: Final = 0.5
 
 
 class Measure(Protocol):
@@ -361,5 +361,5 @@ class Search:
         """Return by which share one finalist is better than another, from the same queries."""
         series = self._best.series
         return certain.gain(
-            self._best, [(found[one][series], found[other][series]) for found in rounds]
+            self._best, [(found[one][series], found[other][series]) for found in rounds], SURE
         )
