@@ -135,3 +135,20 @@ def test_nobody_hears_after_it_was_taken_away():
     with telemetry.stage("query"):
         pass
     assert listener.stages == []
+
+
+def test_a_listener_may_need_some_stages_only():
+    """Then the others are not made for it, but another listener hears of them all the same."""
+    needs_some, needs_all = Heard(), Heard()
+    telemetry.listen(needs_some, ["query"])
+    with telemetry.stage("query"):
+        assert telemetry.stage("embed") is telemetry.OFF
+    telemetry.listen(needs_all)
+    with telemetry.stage("embed"):
+        pass
+    telemetry.unlisten(needs_all)
+    assert telemetry.stage("embed") is telemetry.OFF
+    telemetry.unlisten(needs_some)
+    assert telemetry.stage("query") is telemetry.OFF
+    assert needs_some.started_names[0] == "query"
+    assert needs_all.started_names == ["embed"]

@@ -21,7 +21,7 @@ from opentelemetry.metrics import _internal
 from ragaccel.telemetry import attributes, metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from contextvars import Token
     from types import TracebackType
 
@@ -243,19 +243,41 @@ class Listener(Protocol):
         """Hear that a stage is over; nothing of it changes any more."""
 
 
+class _Every:
+    """The names of all stages."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+_listening: tuple[tuple[Listener, frozenset[str] | None], ...] = ()
 _listeners: tuple[Listener, ...] = ()
+_heard: Container[str] = ()
 
 
-def listen(listener: Listener) -> None:
-    """Tell a listener of every stage from now on."""
-    global _listeners  # noqa: PLW0603 - as there is one tracer provider in a process
-    _listeners = (*_listeners, listener)
+def listen(listener: Listener, stages: Iterable[str] | None = None) -> None:
+    """Tell a listener of stages from now on.
+
+    Args:
+        listener: The listener.
+        stages: The names of those that it needs, so that others cost nothing for its sake; it may
+            be told of others all the same. None for all.
+    """
+    _set_listening((*_listening, (listener, None if stages is None else frozenset(stages))))
 
 
 def unlisten(listener: Listener) -> None:
     """Tell it no more."""
-    global _listeners  # noqa: PLW0603
-    _listeners = tuple(one for one in _listeners if one is not listener)
+    _set_listening(tuple(one for one in _listening if one[0] is not listener))
+
+
+def _set_listening(listening: tuple[tuple[Listener, frozenset[str] | None], ...]) -> None:
+    global _listening, _listeners, _heard  # noqa: PLW0603 - as there is one tracer provider
+    names = [stages for _, stages in listening if stages is not None]
+    hears_all = len(names) < len(listening)
+    _heard = _Every() if hears_all else frozenset[str]().union(*names)
+    _listeners = tuple(listener for listener, _ in listening)
+    _listening = listening
 
 
 def recording() -> bool:
@@ -302,11 +324,11 @@ def stage(
         request that is not sampled, it is a shared no-op.
     """
     provider = trace._TRACER_PROVIDER
-    if provider is None and not _listeners and _internal._METER_PROVIDER is None:
+    if provider is None and name not in _heard and _internal._METER_PROVIDER is None:
         return OFF
     context = Context() if serves else _under(parent)
     is_traced = provider is not None and _is_traced(context)
-    if not is_traced and not _listeners and _internal._METER_PROVIDER is None:
+    if not is_traced and name not in _heard and _internal._METER_PROVIDER is None:
         return OFF
     return Stage(name, values, context, serves, is_traced=is_traced)
 

@@ -220,11 +220,12 @@ class Guard(Forkable):
         outer = self._current.get()
         if outer is not None and not outer.is_over:
             return
-        is_chosen = self._chosen(who)
-        if not self._lock.acquire(timeout=_PATIENCE):
+        is_chosen = self._canary.share > 0 and self._chosen(who)
+        if not (self._lock.acquire(blocking=False) or self._lock.acquire(timeout=_PATIENCE)):
             return  # knobs are being turned, which may take long
         try:
-            self._look_for_overdue()
+            if self._judged:
+                self._look_for_overdue()
             request = _Request(stage, is_canary=False, heard=self._canary.canaries)
             if self._state == "trying" and (self._is_local or not self._judged):
                 request.is_canary = is_chosen
@@ -293,9 +294,9 @@ class Guard(Forkable):
 
     def _chosen(self, who: str | None) -> bool:
         share = self._canary.share
-        if share and who is None and self._session is not None:
+        if who is None and self._session is not None:
             who = self._asked_who(self._session)
-        if not share or who is None:
+        if who is None:
             return random.random() < share  # noqa: S311 - no secret depends on it
         named = f"{','.join(self._change.settings)}\0{who}".encode(errors="replace")
         digest = hashlib.blake2b(named, digest_size=8).digest()
@@ -329,7 +330,7 @@ class Guard(Forkable):
             if last.state == "applied":
                 self._is_local = self._change.is_local()
                 if self._is_local:
-                    telemetry.listen(self)
+                    telemetry.listen(self, _REQUESTS)
 
     def _try(self) -> None:
         change = self._change
@@ -345,7 +346,7 @@ class Guard(Forkable):
                 f"({type(error).__name__}: {error}); leave out journal=, or give JSON values."
             ) from error
         self._is_local = change.is_local()
-        telemetry.listen(self)
+        telemetry.listen(self, _REQUESTS)
         self.callbacks.tell(self._hooks.on_trial, self.trial)
 
     def _settle(self, state: State, reason: str | None = None) -> None:
