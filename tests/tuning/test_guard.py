@@ -32,7 +32,7 @@ class Service:
 
     def __init__(self, delay=0.0):
         self.delay = delay
-        self.knob = Knob("delay", [0.0, 0.002, 0.5], lambda: self.delay, self.set)
+        self.knob = Knob("delay", [0.0, 0.01, 0.5], lambda: self.delay, self.set)
         self.turned = []
 
     def set(self, value):
@@ -50,7 +50,7 @@ class Local(Service):
     def __init__(self):
         super().__init__()
         self.variable = contextvars.ContextVar("delay", default=0.0)
-        self.knob = Knob("delay", [0.0, 0.002], self.variable.get, self.variable.set)
+        self.knob = Knob("delay", [0.0, 0.01], self.variable.get, self.variable.set)
 
     def ask(self):
         with telemetry.stage("query"):
@@ -67,7 +67,7 @@ def service():
 def attach(service):
     with contextlib.ExitStack() as stack:
 
-        def attached(knob=service.knob, value=0.002, **options):
+        def attached(knob=service.knob, value=0.01, **options):
             options.setdefault("terms", HALF)
             goals = options.pop("goals", ())
             return stack.enter_context(Guard.attach(service, [(knob, value)], goals, **options))
@@ -96,10 +96,10 @@ def test_a_bad_change_is_taken_back(attach, service):
 
 def test_a_good_change_is_applied(attach, service):
     """It stays when the guard is gone."""
-    service.delay = 0.002
+    service.delay = 0.01
     guard = attach(value=0.0)
     trial = ask_until_settled(guard, service.ask)
-    assert (trial.state, trial.share, trial.was) == ("applied", 1.0, {"delay": 0.002})
+    assert (trial.state, trial.share, trial.was) == ("applied", 1.0, {"delay": 0.01})
     guard.detach()
     assert service.delay == 0.0
     assert not recording()
@@ -115,7 +115,7 @@ def test_one_request_sees_it_and_the_next_one_does_not(attach, service):
         with guard.request():
             seen.append(service.delay)
         assert service.delay == 0.0
-    assert set(seen) <= {0.0, 0.002}
+    assert set(seen) <= {0.0, 0.01}
     assert guard.trial.controls + guard.trial.canaries == 115
 
 
@@ -125,7 +125,7 @@ def test_nobody_sees_it_before_the_usual_is_known(attach, service):
     for _ in range(100):
         service.ask()
     assert (guard.trial.controls, guard.trial.canaries) == (100, 0)
-    assert service.turned == [0.002, 0.0]
+    assert service.turned == [0.01, 0.0]
 
 
 def test_requests_beside_a_canary_are_not_judged(attach, service):
@@ -155,7 +155,7 @@ def test_a_setting_of_a_context_is_seen_by_its_request_only(side_by_side):
     async def several():
         await asyncio.gather(*(ask() for _ in range(40)))
 
-    with Guard.attach(local, [(local.knob, 0.002)], terms=UNJUDGED) as guard:
+    with Guard.attach(local, [(local.knob, 0.01)], terms=UNJUDGED) as guard:
         for _ in range(100):
             with guard.request():
                 pass
@@ -165,7 +165,7 @@ def test_a_setting_of_a_context_is_seen_by_its_request_only(side_by_side):
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda _: asyncio.run(ask()), range(40)))
         assert guard.trial.controls + guard.trial.canaries == 140
-    assert {one for three in seen for one in three} == {0.0, 0.002}
+    assert {one for three in seen for one in three} == {0.0, 0.01}
     assert all(len(set(three)) == 1 for three in seen)
     assert local.variable.get() == 0.0
 
@@ -173,11 +173,11 @@ def test_a_setting_of_a_context_is_seen_by_its_request_only(side_by_side):
 def test_a_setting_of_a_context_is_applied_to_each_request():
     """It cannot be set for all at once."""
     local = Local()
-    local.variable.set(0.002)
+    local.variable.set(0.01)
     guard = Guard.attach(local, [(local.knob, 0.0)], terms=HALF)
     assert ask_until_settled(guard, local.ask).state == "applied"
     assert local.ask() == 0.0
-    assert local.variable.get() == 0.002
+    assert local.variable.get() == 0.01
     telemetry.unlisten(guard)
 
 
@@ -187,7 +187,7 @@ def test_whoever_sees_it_sees_it_each_time(attach):
     who = contextvars.ContextVar("who", default=None)
     seen = {}
     with Guard.attach(
-        local, [(local.knob, 0.002)], session=who.get, terms=Terms((0.25,), warm_up=1000)
+        local, [(local.knob, 0.01)], session=who.get, terms=Terms((0.25,), warm_up=1000)
     ) as guard:
         for _ in range(100):
             local.ask()
@@ -196,7 +196,7 @@ def test_whoever_sees_it_sees_it_each_time(attach):
             with guard.request():
                 seen.setdefault(at % 100, set()).add(local.variable.get())
         assert all(len(one) == 1 for one in seen.values())
-        assert 10 <= sum(one == {0.002} for one in seen.values()) <= 45
+        assert 10 <= sum(one == {0.01} for one in seen.values()) <= 45
 
 
 def test_what_is_inside_a_request_is_part_of_it(attach, service):
@@ -256,7 +256,7 @@ def test_one_that_hangs_takes_it_back(attach, service):
 def test_a_goal_that_it_breaks_takes_it_back(attach, service):
     """Of goals that live traffic cannot tell, it is known that they are not watched."""
     recall = Goal.at_least("recall@10", 0.9)
-    goals = [Goal.at_most("latency_p95", 0.002), recall, Goal.at_most("error_rate", 0.01)]
+    goals = [Goal.at_most("latency_p95", 0.01), recall, Goal.at_most("error_rate", 0.01)]
     guard = attach(goals=goals, terms=Terms((0.5,), slack=1000.0))
     assert guard.unwatched == [recall]
     assert ask_until_settled(guard, service.ask).state == "rolled back"
@@ -278,15 +278,15 @@ def test_callbacks_hear_of_it(attach, service):
     ask_until_settled(guard, service.ask)
     assert guard.callbacks.wait(10)
     assert heard == [
-        ("trial", "trying", {"delay": 0.002}),
-        ("back", "rolled back", {"delay": 0.002}),
+        ("trial", "trying", {"delay": 0.01}),
+        ("back", "rolled back", {"delay": 0.01}),
     ]
     assert not never.is_set()
 
 
 def test_improvements_and_application_are_told(attach, service):
     """At each share that it comes through; at the last one it is applied."""
-    service.delay = 0.002
+    service.delay = 0.01
     heard = []
     guard = attach(
         value=0.0, terms=Terms((0.4, 0.5)), on_improvement=lambda trial: heard.append(trial.share),
@@ -305,7 +305,7 @@ def test_a_knob_that_cannot_be_turned_breaks_no_request(attach, service, caplog)
             raise LookupError("a secret")
         service.set(value)
 
-    guard = attach(knob=Knob("delay", [0.0, 0.002], lambda: service.delay, turn))
+    guard = attach(knob=Knob("delay", [0.0, 0.01], lambda: service.delay, turn))
     assert ask_until_settled(guard, service.ask).reason == "it could not be set"
     assert service.delay == 0.0
     assert "secret" not in caplog.text
@@ -318,7 +318,7 @@ def test_a_knob_may_make_requests_when_it_is_turned(attach, service):
         service.set(value)
         service.ask()
 
-    guard = attach(knob=Knob("delay", [0.0, 0.002], lambda: service.delay, turn))
+    guard = attach(knob=Knob("delay", [0.0, 0.01], lambda: service.delay, turn))
     assert ask_until_settled(guard, service.ask).state == "rolled back"
 
 
@@ -343,12 +343,12 @@ def test_what_was_rolled_back_is_not_tried_again(attach, service, tmp_path):
 
 def test_what_was_applied_is_applied_again(attach, service, tmp_path):
     """A process begins with it, and a later trial begins from it."""
-    service.delay = 0.002
+    service.delay = 0.01
     ask_until_settled(attach(value=0.0, journal=tmp_path / "journal"), service.ask)
-    service.delay = 0.002  # as of a process that begins
+    service.delay = 0.01  # as of a process that begins
     again = attach(value=0.0, journal=tmp_path / "journal")
     assert (again.trial.state, service.delay) == ("applied", 0.0)
-    service.delay = 0.002
+    service.delay = 0.01
     later = attach(value=0.5, journal=tmp_path / "journal")
     assert (later.trial.state, later.trial.was, service.delay) == ("trying", {"delay": 0.0}, 0.0)
 
@@ -398,7 +398,7 @@ def test_a_fork_leaves_the_trial_to_its_parent(attach, service, tmp_path):
 
 def test_changes_that_make_no_sense_are_refused(service, tmp_path):
     """Nothing was turned, and nothing is listened to."""
-    twice = [(service.knob, 0.002)] * 2
+    twice = [(service.knob, 0.01)] * 2
     unwritable = Knob("delay", [0.0, object()], lambda: service.delay, service.set)
     with pytest.raises(ConfigurationError, match="changes"):
         Guard.attach(service, [])
@@ -407,7 +407,7 @@ def test_changes_that_make_no_sense_are_refused(service, tmp_path):
     with pytest.raises(ConfigurationError, match="already"):
         Guard.attach(service, [(service.knob, 0.0)])
     with pytest.raises(ConfigurationError, match="timeout"):
-        Guard.attach(service, [(service.knob, 0.002)], timeout=0)
+        Guard.attach(service, [(service.knob, 0.01)], timeout=0)
     with pytest.raises(ConfigurationError, match="JSON"):
         Guard.attach(service, [(unwritable, unwritable.values[1])], journal=tmp_path / "journal")
     assert service.turned == []
