@@ -153,7 +153,8 @@ class Study:
     def importances(self) -> dict[str, float]:
         """Return by how much of its spread each knob moves what is to be best, most first."""
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 found: dict[str, float] = self._optuna.importance.get_param_importances(self.optuna)
         except (ValueError, RuntimeError, ZeroDivisionError):  # too few trials, or no spread
             return {}
