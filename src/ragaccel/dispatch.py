@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ragaccel.batching import MicroBatcher
     from ragaccel.cache import MultiLevelCache
     from ragaccel.cache.ttl import TTL
+    from ragaccel.wrapping.semantic import Semantic
 
 __all__ = ["accelerate", "unwrap"]
 
@@ -57,6 +58,7 @@ def accelerate(
     cache_sampled: bool = False,
     precision: Precision = "float32",
     batch: MicroBatcher[Any, Any] | bool = False,
+    semantic: Semantic | None = None,
 ) -> T:
     """Return an object of the same class that traces and, if asked to, caches.
 
@@ -90,6 +92,8 @@ def accelerate(
             others are not changed by it. A `MicroBatcher(max_size=…, workers=…)` says how. Queries
             are sent with texts where the model embeds them as it does texts, which is measured
             with the first one.
+        semantic: A `VerifiedReuse(delta=…, embed=…)`, which answers a question to a language model
+            as a similar one was answered; others are not changed by it. It needs a `cache`.
 
     Returns:
         An instance of the object's own class.
@@ -115,10 +119,12 @@ def accelerate(
         checked(ttl)
     if precision not in get_args(Precision):
         raise ConfigurationError(f"precision must be float32 or float16, got {precision!r}.")
+    if semantic is not None and cache is None:
+        raise ConfigurationError("semantic reuse needs a cache, which keeps the answers.")
     pattern = None
     if batch:
         from ragaccel.batching import MicroBatcher
 
         pattern = MicroBatcher() if batch is True else batch
-    options = Options(cache, namespace, ttl, identity, cache_sampled, precision, pattern)
+    options = Options(cache, namespace, ttl, identity, cache_sampled, precision, pattern, semantic)
     return cast("T", import_module(home).accelerated(obj, options))

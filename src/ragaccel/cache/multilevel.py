@@ -415,6 +415,30 @@ class MultiLevelCache:
         found = await bulk.find(io, store, digests, self._terms(kind, namespace))
         return [found.get(key, MISSING) for key in digests]
 
+    async def look(
+        self,
+        io: flow.IO,
+        key: bytes,
+        *,
+        kind: Kind[Any],
+        namespace: str | None = None,
+        counted: bool = True,
+    ) -> Any:
+        """Return a value or `MISSING`, which is counted as no miss; see `find_or_compute`.
+
+        Args:
+            io: How to wait.
+            key: A finished key.
+            kind: See `get_or_compute`.
+            namespace: Whose the entry is; the cache's own by default.
+            counted: Whether the statistics hear of a hit.
+        """
+        store = self._open_store()
+        if not store.ledger.is_prepared:
+            await io.prepare(store.ledger)
+        found = await lookup.find(io, store, key, self._terms(kind, namespace), counted=counted)
+        return MISSING if found is None else found.value
+
     @property
     def position(self) -> Position:
         """Where invalidations stand now, for `keep_computed`."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ragaccel.io import run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from ragaccel.cache.flight import Flight, Outcome
     from ragaccel.cache.leases import Leases
@@ -50,6 +52,9 @@ class IO(Protocol):
 
     async def release(self, leases: Leases, key: bytes) -> None:
         """Give the lease of a key back."""
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the user's that may take long, and wait for what it gives."""
 
     async def sleep(self, seconds: float) -> None:
         """Let time pass."""
@@ -90,6 +95,13 @@ class SyncIO(IO):
 
     async def release(self, leases: Leases, key: bytes) -> None:
         leases.release(key)
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        given = function(*args)
+        if not inspect.isawaitable(given):
+            return given
+        with ThreadPoolExecutor(1) as pool:  # there may be a running loop in this thread
+            return pool.submit(asyncio.run, _awaited(given)).result()
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - this IO blocks
@@ -141,6 +153,12 @@ class AsyncIO(IO):
     async def release(self, leases: Leases, key: bytes) -> None:
         await leases.arelease(key)
 
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        if inspect.iscoroutinefunction(function):
+            return await function(*args)
+        given = await asyncio.to_thread(function, *args)
+        return await given if inspect.isawaitable(given) else given
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
@@ -148,6 +166,10 @@ class AsyncIO(IO):
         task = asyncio.create_task(flow())  # the loop itself holds tasks weakly
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _awaited(given: Awaitable[Any]) -> Any:
+    return await given
 
 
 SYNC: Final = SyncIO()

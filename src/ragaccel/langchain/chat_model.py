@@ -18,7 +18,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from ragaccel.cache import Kind, Stale, Uncacheable, flow
 from ragaccel.io import run
-from ragaccel.langchain import limiter
+from ragaccel.langchain import limiter, similar
 from ragaccel.langchain.calls import canonical, check_one_answer, takes
 from ragaccel.langchain.generations import (
     CACHED,
@@ -34,6 +34,7 @@ from ragaccel.langchain.instrumentors import below
 from ragaccel.wrapping.fingerprint import identity
 from ragaccel.wrapping.sampling import check_sampling, warn_of_sampling
 from ragaccel.wrapping.seam import is_serving, serve
+from ragaccel.wrapping.semantic import Similar
 from ragaccel.wrapping.tape import Tape
 from ragaccel.wrapping.transparent import keep_defaults, options_of, plain_class, put_around, wrap
 
@@ -168,7 +169,7 @@ class _Chat(_Base):
             reply = run(
                 serve(
                     flow.SYNC, self, options, _REPLY, asked, compute, query=messages,
-                    stage="generate",
+                    stage="generate", similar=_similar(self, messages, stop, kwargs),
                 )
             )  # fmt: skip
         return reply.whole(kwargs.get("response_format"))
@@ -193,8 +194,9 @@ class _Chat(_Base):
         asked = functools.partial(_parts, self, options, messages, stop, kwargs)
         with below(run_manager):
             reply = await serve(
-                flow.ASYNC, self, options, _REPLY, asked, compute, query=messages, stage="generate"
-            )
+                flow.ASYNC, self, options, _REPLY, asked, compute, query=messages,
+                stage="generate", similar=_similar(self, messages, stop, kwargs),
+            )  # fmt: skip
         return reply.whole(kwargs.get("response_format"))
 
     def _stream(
@@ -278,6 +280,18 @@ def _parts(
     return identity(model, options), [canonical(one) for one in messages], stop, asked
 
 
+def _similar(
+    model: Any, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+) -> Similar[_Reply]:
+    """Return how the call may be answered as a similar question was."""
+    asked = {name: value for name, value in kwargs.items() if name not in _HOW}
+    options = options_of(model)
+    return Similar(
+        functools.partial(similar.of_messages, model, options, messages, stop, asked),
+        lambda reply: similar.said(reply.generations, is_stream=reply.result is None),
+    )
+
+
 def _tape(
     model: Any, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
 ) -> Tape[_Reply]:
@@ -285,7 +299,9 @@ def _tape(
         check_one_answer(model, kwargs)
         return _parts(model, options_of(model), messages, stop, kwargs)
 
-    return Tape(model, _REPLY, parts, Chunks(functools.partial(_Reply, None)), messages)
+    chunks = Chunks(functools.partial(_Reply, None))
+    similar_ = _similar(model, messages, stop, kwargs)
+    return Tape(model, _REPLY, parts, chunks, messages, similar_)
 
 
 def _as_chunk(generation: ChatGeneration, output: dict[str, Any] | None) -> ChatGenerationChunk:

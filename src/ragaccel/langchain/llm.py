@@ -18,12 +18,14 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from ragaccel.cache import Kind, Stale, Uncacheable, flow
 from ragaccel.io import run
+from ragaccel.langchain import similar
 from ragaccel.langchain.calls import canonical, check_one_answer, takes
 from ragaccel.langchain.generations import CACHED, SCHEMA, Chunks, opened, packed, said
 from ragaccel.langchain.instrumentors import below
 from ragaccel.wrapping.fingerprint import identity
 from ragaccel.wrapping.sampling import check_sampling, warn_of_sampling
 from ragaccel.wrapping.seam import is_serving, serve, serve_many
+from ragaccel.wrapping.semantic import Similar
 from ragaccel.wrapping.tape import Tape
 from ragaccel.wrapping.transparent import keep_defaults, options_of, plain_class, wrap
 
@@ -243,8 +245,9 @@ async def _served(
 
         asked = functools.partial(parts, prompts[0])
         reply = await serve(
-            io, model, options, _REPLY, asked, compute, query=prompts[0], stage="generate"
-        )
+            io, model, options, _REPLY, asked, compute, query=prompts[0], stage="generate",
+            similar=_similar(model, prompts[0], stop, kwargs),
+        )  # fmt: skip
         return LLMResult(generations=[reply.whole()]) if reply.result is None else reply.result
 
     sent, given = None, LLMResult(generations=[])
@@ -280,10 +283,20 @@ def _parts(model: Any, stop: list[str] | None, kwargs: dict[str, Any]) -> Callab
     return lambda prompt: (*shared(), prompt)
 
 
+def _similar(
+    model: Any, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]
+) -> Similar[_Reply]:
+    """Return how a prompt may be answered as a similar one was."""
+    return Similar(
+        functools.partial(similar.of_text, model, options_of(model), prompt, stop, kwargs),
+        lambda reply: similar.said(reply.generations, is_stream=reply.is_stream),
+    )
+
+
 def _tape(model: Any, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]) -> Tape[_Reply]:
     def parts() -> Any:
         check_one_answer(model, kwargs)
         return _parts(model, stop, kwargs)(prompt)
 
     chunks = Chunks(lambda chunks, _: _Reply(chunks, is_stream=True))
-    return Tape(model, _REPLY, parts, chunks, prompt)
+    return Tape(model, _REPLY, parts, chunks, prompt, _similar(model, prompt, stop, kwargs))

@@ -19,11 +19,13 @@ from llama_index_instrumentation import get_dispatcher
 
 from ragaccel.cache import flow
 from ragaccel.io import run
+from ragaccel.llamaindex import similar
 from ragaccel.llamaindex.prompts import canonical
 from ragaccel.llamaindex.responses import ANSWER, Answer, Recorder
 from ragaccel.wrapping.fingerprint import identity
 from ragaccel.wrapping.sampling import check_sampling, warn_of_sampling
 from ragaccel.wrapping.seam import is_serving, serve
+from ragaccel.wrapping.semantic import Similar
 from ragaccel.wrapping.tape import Tape
 from ragaccel.wrapping.transparent import (
     Around,
@@ -133,14 +135,36 @@ class _Call:
 
     def parts(self) -> Any:
         """Return everything that decides the answer; twins share it."""
-        options, kwargs = options_of(self.model), dict(self.kwargs)
+        given, kwargs = self._given()
+        return self.is_chat, self._identity(kwargs), canonical(given), canonical(kwargs)
+
+    def question(self) -> tuple[str, Any] | None:
+        """Return the text that may be another one, and everything else; see `Similar`."""
+        given, kwargs = self._given()
+        found = similar.asked(self.model, given, kwargs, is_chat=self.is_chat)
+        if found is None:
+            return None
+        text, rest = found
+        return text, (self.is_chat, self._identity(kwargs), rest, canonical(kwargs))
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether messages are given, not a prompt."""
+        return self.name.endswith("chat")
+
+    def _identity(self, kwargs: dict[str, Any]) -> Any:
+        options = options_of(self.model)
         check_sampling(self.model, options, kwargs)
-        is_chat = self.name.endswith("chat")
-        names = ("messages",) if is_chat else ("prompt", "formatted")
+        return identity(self.model, options)
+
+    def _given(self) -> tuple[list[Any], dict[str, Any]]:
+        """Return what is asked, and the other arguments."""
+        kwargs = dict(self.kwargs)
+        names = ("messages",) if self.is_chat else ("prompt", "formatted")
         given = [*self.args, *(kwargs.pop(name) for name in names if name in kwargs)]
-        if not is_chat and len(given) == 1:
+        if not self.is_chat and len(given) == 1:
             given.append(False)
-        return is_chat, identity(self.model, options), canonical(given), canonical(kwargs)
+        return given, kwargs
 
     @contextlib.contextmanager
     def replaying(self, answer: Answer) -> Iterator[Callable[..., Any]]:
@@ -195,15 +219,17 @@ def _serve(
 ) -> Coroutine[Any, Any, Answer]:
     options = options_of(call.model)
     return serve(
-        io, call.model, options, ANSWER, call.parts, compute, query=call.args, stage="generate"
-    )
+        io, call.model, options, ANSWER, call.parts, compute, query=call.args, stage="generate",
+        similar=Similar(call.question, similar.said),
+    )  # fmt: skip
 
 
 # -- streams ---------------------------------------------------------------------------------------
 
 
 def _tape(call: _Call) -> Tape[Answer]:
-    return Tape(call.model, ANSWER, call.parts, Recorder(), call.args)
+    similar_ = Similar(call.question, similar.said)
+    return Tape(call.model, ANSWER, call.parts, Recorder(), call.args, similar_)
 
 
 def _stream(call: _Call, method: Callable[..., Any]) -> Any:

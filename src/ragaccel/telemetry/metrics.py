@@ -105,6 +105,17 @@ METRICS: Final[dict[str, Metric]] = {
     ),
     "ragaccel.cache.size": Metric("amount", "By", "Bytes that a level holds", (_LEVEL,)),
     "ragaccel.cache.entries": Metric("amount", "{entry}", "Entries that a level holds", (_LEVEL,)),
+    "ragaccel.reuse.lookups": Metric(
+        "counter",
+        "{lookup}",
+        "Questions looked up among similar ones, by result: hit, miss, audit (a hit that was asked "
+        "of the model all the same)",
+        (NAMESPACE, RESULT),
+    ),
+    "ragaccel.reuse.labels": Metric(
+        "counter", "{label}", "Answers to similar questions that were judged, by outcome",
+        (NAMESPACE, OUTCOME),
+    ),
     "ragaccel.batch.size": Metric("histogram", "{item}", "Items of one call", (), _doubled(1, 10)),
     "ragaccel.batch.wait": Metric(
         "histogram", "s", "How long requests wait for the call that serves them", (),

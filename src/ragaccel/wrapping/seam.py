@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from ragaccel import telemetry
 from ragaccel.cache import MISSING, Uncacheable, digest
 from ragaccel.telemetry import attributes
+from ragaccel.wrapping.semantic import reusable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ragaccel.cache.flow import IO
     from ragaccel.cache.ledger import Position
     from ragaccel.cache.ttl import TTL
+    from ragaccel.wrapping.semantic import Call, Semantic, Similar
 
 T = TypeVar("T")
 
@@ -63,6 +65,7 @@ class Options:
         cache_sampled: Whether answers of a model that samples are kept.
         precision: How exactly embeddings are kept.
         batch: Joins single calls that wait at the same time; None for each by itself.
+        semantic: Answers questions to a language model as similar ones were; None for never.
     """
 
     cache: MultiLevelCache | None = None
@@ -72,6 +75,7 @@ class Options:
     cache_sampled: bool = False
     precision: Precision = "float32"
     batch: MicroBatcher[Any, Any] | None = None
+    semantic: Semantic | None = None
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
@@ -85,6 +89,22 @@ class Options:
     def batching(self, batch: MicroBatcher[Any, Any] | None) -> Options:
         """Return the same options with another `batch`."""
         return replace(self, batch=batch)
+
+    async def similar(
+        self, io: IO, kind: Kind[T], key: Digest | None, similar: Similar[T] | None
+    ) -> Call[T] | None:
+        """Return what the semantic cache is asked about a call; None where it is not asked.
+
+        Args:
+            io: See `serve`.
+            kind: How answers are stored.
+            key: Of the call.
+            similar: How its adapter lets it be answered as a similar question was.
+        """
+        if self.cache is None or self.semantic is None or key is None or similar is None:
+            return None
+        whose = self.cache.namespace if self.namespace is None else self.namespace
+        return await reusable(io, self.cache, whose, kind, key, similar)
 
     def key(self, kind: str, parts: Callable[[], Any]) -> Digest | None:
         """Return the key of a call, or None where there is no cache or can be no key.
@@ -168,6 +188,7 @@ async def serve(
     stage: str | None = None,
     told: Mapping[str, str | int] = _NOTHING,
     kept: Callable[[T], T] = _as_it_is,
+    similar: Similar[T] | None = None,
 ) -> T:
     """Serve a call from the cache, or make it and keep the answer.
 
@@ -183,6 +204,7 @@ async def serve(
         told: What the stage tells from its start.
         kept: Gives an answer as it is kept, for kinds that round: a miss then gives what a hit
             will. A call without a key gives its own answer.
+        similar: Lets it be answered as a similar question was; see `Options.semantic`.
     """
     called = False
 
@@ -202,14 +224,37 @@ async def serve(
         if key is None or options.cache is None:
             found = await compute()
         else:
-            found = await options.cache.find_or_compute(
-                io, key, compute_kept, ttl=options.ttl, kind=kind, namespace=options.namespace,
-                query=query,
-            )  # fmt: skip
+            asked = await options.similar(io, kind, key, similar)
+            found = await find_similar(io, options.semantic, asked, span)
+            if found is MISSING:
+                found = await options.cache.find_or_compute(
+                    io, key, compute_kept, ttl=options.ttl, kind=kind,
+                    namespace=options.namespace, query=query,
+                )  # fmt: skip
+            if called:
+                await learn(io, options.semantic, asked, found)
             span.set({attributes.CACHE_HIT: not called})
         if stage is not None and span is not telemetry.OFF:
             span.set(_told(stage, kind, found, is_paid=called))
         return found
+
+
+async def find_similar(
+    io: IO,
+    semantic: Semantic | None,
+    asked: Call[T] | None,
+    span: telemetry.Stage,
+) -> Any:
+    """Return the answer to a similar question, or `MISSING`; see `Options.similar`."""
+    if semantic is None or asked is None:
+        return MISSING
+    return await semantic.find(io, asked, span)
+
+
+async def learn(io: IO, semantic: Semantic | None, asked: Call[T] | None, answer: T) -> None:
+    """Tell the semantic cache what the model answered; see `Options.similar`."""
+    if semantic is not None and asked is not None:
+        await semantic.learn(io, asked, answer)
 
 
 async def serve_many(

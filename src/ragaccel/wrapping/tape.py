@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from ragaccel.cache import MISSING, Uncacheable
 from ragaccel.io import run
 from ragaccel.telemetry import attributes
-from ragaccel.wrapping.seam import Recording, serving, stage_of
+from ragaccel.wrapping.seam import Recording, find_similar, learn, serving, stage_of
 from ragaccel.wrapping.transparent import options_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ragaccel.cache import Digest, Kind
     from ragaccel.cache.flow import IO
+    from ragaccel.wrapping.semantic import Call, Similar
 
 R = TypeVar("R")
 C = TypeVar("C", bound=Any)
@@ -53,6 +54,7 @@ class Tape(Generic[R]):
         parts: Gives everything that decides the answer.
         recorder: Keeps the chunks.
         query: What a ttl policy is shown of the question.
+        similar: Lets it be answered as a similar question was; see `Options.semantic`.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Tape(Generic[R]):
         parts: Callable[[], Any],
         recorder: Recorder[R],
         query: Any,
+        similar: Similar[R] | None = None,
     ) -> None:
         self._model, self._kind, self._recorder, self._query = model, kind, recorder, query
         self._options = options_of(model)
@@ -70,6 +73,9 @@ class Tape(Generic[R]):
         self._stage = stage_of("generate", model)
         self._parts, self._started, self._chunks = parts, time.perf_counter(), 0
         self._is_open = False
+        self._similar = similar
+        self._io: IO | None = None
+        self._asked: Call[R] | None = None
 
     def __del__(self) -> None:
         """End the stage of a stream that nobody has begun to read."""
@@ -100,6 +106,11 @@ class Tape(Generic[R]):
         if found[0] is not MISSING:
             answer: R = found[0]
             return answer
+        self._io, self._asked = io, await options.similar(io, self._kind, self._key, self._similar)
+        similar = await find_similar(io, options.semantic, self._asked, self._stage)
+        if similar is not MISSING:
+            reused: R = similar
+            return reused
         self._recording = Recording(io, options, self._kind)
         return None
 
@@ -176,3 +187,5 @@ class Tape(Generic[R]):
             return
         if answer is not None:
             await self._recording.keep({self._key: answer}, {self._key: self._query})
+            if self._io is not None:
+                await learn(self._io, self._options.semantic, self._asked, answer)
