@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _FIRST_ROOM: Final = 16
 #: Of how many of the nearest entries the gates are asked.
 _LOOKS: Final = 16
+#: In a partition of fewer entries nothing is known of what else is near.
+COLD: Final = 20
 
 
 class Neighbour(NamedTuple):
@@ -64,11 +66,14 @@ class _Partition:
             entry = self.entries[at]
             if entry.key != own and entry.gate.lets(gate):
                 similarity = float(near[at])
-                others = near[self.groups[:count] != entry.group]
-                # Where no other answer is known, nothing speaks for this one.
-                margin = similarity - float(others.max()) if len(others) else 0.0
-                return Neighbour(entry.key, entry.group, similarity, similarity + margin)
+                score = similarity + self._agreement(near, entry.group, similarity)
+                return Neighbour(entry.key, entry.group, similarity, score)
         return None
+
+    def _agreement(self, near: Vector, group: int, similarity: float) -> float:
+        """Return how much nearer an entry is than the next of another answer, if that tells."""
+        others = near[self.groups[: len(near)] != group]
+        return similarity - float(others.max()) if len(near) >= COLD and len(others) else 0.0
 
     def put(self, vector: Vector, entry: _Entry) -> None:
         at = self.places.get(entry.key, len(self.entries))
