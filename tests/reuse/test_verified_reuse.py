@@ -1,4 +1,4 @@
-"""`VerifiedReuse` around a real chat model class: what is reused, what never is, and what it learns.
+"""`VerifiedReuse` around a chat model: what is reused, what never is, and what it learns.
 
 With a bound of a fifth twenty labels are enough, so that a dozen topics teach it.
 """
@@ -123,14 +123,10 @@ def test_nothing_is_reused_across_namespaces_and_models(taught, cache, semantic,
 
 
 def test_a_known_threshold_serves_a_new_namespace(taught, cache, semantic):
-    """What is learned of all is the prior of a namespace: its second wordings are hits."""
+    """What is learned of all is the prior of a namespace: it has less to learn."""
     other = accelerate(Clerk(), cache=cache, semantic=semantic, namespace="else")
-    for topic in TOPICS:
-        other.invoke(NEW.format(topic))
-    before = semantic.stats().hits
-    for topic in TOPICS:
-        other.invoke(f"gladly show me {topic}")
-    assert semantic.stats().hits - before >= len(TOPICS) // 2
+    teach(other)
+    assert len(other.asked) < 0.8 * len(taught.asked)
 
 
 @pytest.mark.parametrize("question", ["do not show me {}", "show me 3 {}", "show me Ada {}"])
