@@ -231,10 +231,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--figure", help="a PNG or SVG file to draw to")
     given: Any = parser.parse_args()
-    rows = [
-        row for name in given.data for seed in range(given.seeds) for row in measured(name, seed)
-    ]
-    show(rows, Console())
+    rows = []
+    for name in given.data:
+        its = [row for seed in range(given.seeds) for row in measured(name, seed)]
+        show(its, Console())
+        rows += its
     if given.figure:
         draw(rows, given.figure)
 

@@ -48,6 +48,7 @@ class _Looked(NamedTuple):
     vector: NDArray[Any]
     gate: Gate
     neighbour: Neighbour | None
+    is_near: bool
     is_audit: bool
 
 
@@ -189,10 +190,8 @@ class VerifiedReuse:
         try:
             looked = await self._look(io, call)
             call.looked = looked
-            if looked is None or looked.neighbour is None or looked.is_audit:
-                return self._missed(call, looked)
-            near = looked.neighbour
-            if near.score < self.threshold(call.namespace):
+            near = None if looked is None else looked.neighbour
+            if looked is None or near is None or not looked.is_near or looked.is_audit:
                 return self._missed(call, looked)
             answer = await call.answer(io, near.key, counted=True)
             if answer is MISSING or call.said(answer) is None:
@@ -233,9 +232,9 @@ class VerifiedReuse:
         partition = call.partition(rest)
         with self._lock:
             near = self._index.nearest(partition, vector, facts, call.key)
-            would = near is not None and near.score >= self._strength.threshold(call.namespace)
-            is_audit = would and self._random.random() < self._audit
-        return _Looked(partition, vector, facts, near, is_audit)
+            is_near = near is not None and near.score >= self._strength.threshold(call.namespace)
+            is_audit = is_near and self._random.random() < self._audit
+        return _Looked(partition, vector, facts, near, is_near, is_audit)
 
     def _missed(self, call: Call[Any], looked: _Looked | None) -> Any:
         is_audit = looked is not None and looked.is_audit
@@ -284,9 +283,10 @@ class VerifiedReuse:
             if looked.is_audit:
                 self._count(call.namespace, "audits", None)
                 self._counts["wrong_audits"] += label.wrong
-        entry = Kept(looked.partition, call.key, looked.vector, looked.gate, group)
-        write = functools.partial(self._write, call.namespace, entry, label, broken=broken)
-        await io.call(write)
+        if self._file is not None:
+            entry = Kept(looked.partition, call.key, looked.vector, looked.gate, group)
+            write = functools.partial(self._file.keep, call.namespace, entry, label, anew=broken)
+            await io.call(write)
 
     async def _remove(self, io: flow.IO, partition: bytes, key: bytes) -> None:
         """Forget a question whose answer is kept no more."""
@@ -310,15 +310,6 @@ class VerifiedReuse:
             for entry in entries:
                 self._index.put(*entry)
             self._strength.fill(labels)
-
-    def _write(self, namespace: str, entry: Kept, label: Label | None, *, broken: bool) -> None:
-        if self._file is None:
-            return
-        self._file.add_entry(entry)
-        if broken:
-            self._file.forget_labels()
-        elif label is not None:
-            self._file.add_label(namespace, label)
 
     # -- counting ----------------------------------------------------------------------------------
 

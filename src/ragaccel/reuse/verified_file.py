@@ -66,8 +66,15 @@ class VerifiedFile:
         """Return the newest entries and labels, the oldest of them first."""
         return self._do(lambda db: (self._entries(db), self._labels(db)))
 
-    def add_entry(self, entry: Kept) -> None:
-        """Keep an entry, in place of one with its key."""
+    def keep(self, namespace: str, entry: Kept, label: Label | None, *, anew: bool) -> None:
+        """Keep an entry, in place of one with its key, and a label.
+
+        Args:
+            namespace: Of the label.
+            entry: The entry.
+            label: What was said when it came, if anything.
+            anew: Whether labels are of no use any more, this one included.
+        """
         row = (
             entry.partition, entry.key, entry.vector.tobytes(), entry.gate.facts,
             entry.gate.words.tobytes(), entry.group,
@@ -75,25 +82,17 @@ class VerifiedFile:
         self._do(
             lambda db: self._insert(db, "entry (part, key, vector, facts, words, answer)", row)
         )
-
-    def add_label(self, namespace: str, label: Label) -> None:
-        """Keep a label."""
-        row = (namespace, label.score, label.wrong, label.audit)
-        self._do(lambda db: self._insert(db, "label (namespace, score, wrong, audit)", row))
+        if anew:
+            self._do(lambda db: db.execute("DELETE FROM label"))
+        elif label is not None:
+            told = (namespace, label.score, label.wrong, label.audit)
+            self._do(lambda db: self._insert(db, "label (namespace, score, wrong, audit)", told))
 
     def remove(self, partition: bytes, key: bytes) -> None:
         """Forget an entry."""
         self._do(
             lambda db: db.execute("DELETE FROM entry WHERE part = ? AND key = ?", (partition, key))
         )
-
-    def forget_labels(self) -> None:
-        """Forget all labels."""
-        self._do(lambda db: db.execute("DELETE FROM label"))
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._do(lambda db: db.executescript("DELETE FROM entry; DELETE FROM label"))
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""

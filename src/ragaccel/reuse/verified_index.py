@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class Index:
     def __len__(self) -> int:
         return self._count
 
-    def nearest(self, partition: bytes, vector: Vector, gate: Gate, own: bytes) -> Any:
+    def nearest(self, partition: bytes, vector: Vector, gate: Gate, own: bytes) -> Neighbour | None:
         """Return the nearest entry that the gates let through, or None.
 
         Args:
@@ -164,11 +164,6 @@ class Index:
             before = len(found.entries)
             found.remove(key)
             self._count += len(found.entries) - before
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._partitions.clear()
-        self._count = 0
 
     def _drop_one(self) -> None:
         partition, found = next(iter(self._partitions.items()))
