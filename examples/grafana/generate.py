@@ -16,7 +16,13 @@ Json = dict[str, Any]
 
 _HERE = Path(__file__).parent
 _BEGIN, _END = "<!-- metrics: written by generate.py -->\n", "<!-- end -->\n"
-_ROWS = {"stage": "Stages", "cache": "Cache", "batch": "Batches", "index": "Indexes"}
+_ROWS = {
+    "stage": "Stages",
+    "cache": "Cache",
+    "reuse": "Reuse",
+    "batch": "Batches",
+    "index": "Indexes",
+}
 _UNITS = {"s": ("seconds", "s"), "By": ("bytes", "bytes")}  # Prometheus's and Grafana's names
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _PRICED = ("input", "output")

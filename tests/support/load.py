@@ -13,16 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from langchain_core.language_models import FakeListChatModel
 
-from ragaccel import MicroBatcher, MultiLevelCache, VectorCollection, telemetry
+from ragaccel import MicroBatcher, MultiLevelCache, VectorCollection, accelerate, telemetry
 from ragaccel.cache import PLAIN, Kind
+from ragaccel.reuse import VerifiedReuse
 
 _ANSWER = Kind("answer", PLAIN.pack, PLAIN.open, tokens=lambda _: (50, 20))
 _NOBODY_LISTENS = "redis://127.0.0.1:1"
 
 
 class Application:
-    """A cache of memory, file and a server that is not there, a collection, and a batcher."""
+    """A cache of three levels of which one is away, a collection, a batcher, and a model."""
 
     def __init__(self, folder: Path) -> None:
         self.cache = MultiLevelCache.open(
@@ -32,6 +34,11 @@ class Application:
         rows = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
         self.collection.upsert([str(at) for at in range(len(rows))], rows)
         self.embed = MicroBatcher(self._embedded, workers=1)
+        self.model = accelerate(
+            FakeListChatModel(responses=["yes"]),
+            cache=self.cache,
+            semantic=VerifiedReuse(embed=lambda text: [1.0, len(text)]),
+        )
         self._threads = ThreadPoolExecutor(4)
         self._round = 0
 
@@ -50,6 +57,7 @@ class Application:
         ]:
             job.result()
         self.cache.bypass("component")
+        self.model.invoke("please " * (self._round % 100 + 1))
         with contextlib.suppress(ValueError), telemetry.stage("generate"):
             raise ValueError
 

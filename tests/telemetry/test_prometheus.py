@@ -94,6 +94,8 @@ def test_names_have_their_units_and_endings(page):
         "ragaccel_cache_evictions_total": "counter",
         "ragaccel_cache_size_bytes": "gauge",
         "ragaccel_cache_entries": "gauge",
+        "ragaccel_reuse_lookups_total": "counter",
+        "ragaccel_reuse_labels_total": "counter",
         "ragaccel_batch_size": "histogram",
         "ragaccel_batch_wait_seconds": "histogram",
         "ragaccel_batch_queue_depth": "gauge",
