@@ -102,11 +102,16 @@ def test_a_new_namespace_begins_with_the_threshold_of_all_and_loses_it_when_it_i
         ("who is the mayor of Paris", "who is the mayor of London"),
         ("flights from Rome to Oslo", "flights from Oslo to Rome"),
         ("does a dog chase a cat", "does a cat chase a dog"),
+        ("who was ranked above the king", "who was ranked below the king"),
+        (
+            "what are longer growth spells associated with",
+            "what are shorter growth spells associated with",
+        ),
         ("price of 1,000 shares", "price of 10,000 shares"),
     ],
 )
 def test_questions_that_vectors_hardly_tell_apart_are_kept_apart(one, other):
-    """Numbers, negations, names and the order of the same words must agree."""
+    """Numbers, negations, names and the order of words agree, and no word replaces another."""
     assert not gate(one).lets(gate(other))
     assert not gate(other).lets(gate(one))
 
@@ -118,6 +123,8 @@ def test_questions_that_vectors_hardly_tell_apart_are_kept_apart(one, other):
         ("Book a table for two.", "please book a table for 2"),
         ("I cannot log in", "log in does not work"),
         ("SHOES", "shoes"),
+        ("where is it", "so where I mean where is it"),
+        ("how do I pay", "how can one pay"),
         ("wie hoch ist die Miete", "Wie hoch ist denn die Miete?"),
         ("", "what"),
     ],

@@ -1,7 +1,8 @@
 """What two questions must have in common before their vectors are compared: plain, without a model.
 
-Numbers, negations and names must be the same, and the same words must not stand in another order:
-vectors hardly tell such questions apart.
+Numbers, negations and names must be the same; the same words must not stand in another order, and
+questions must not be the same but for some words in the place of others, such as "more" for "less":
+vectors hardly tell them apart.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ragaccel.cache import digest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: How many words in the place of others make another question, where this share is the same.
+_REPLACED: Final = 2
+_SAME: Final = 2 / 3
 _WORD: Final = re.compile(r"\d+(?:[.,:/]\d+)*|\w+(?:['’]\w+)*")  # noqa: RUF001 - as people type it
 _SENTENCE_END: Final = '.!?:…。！？"“„«'  # noqa: RUF001 - see above
 _NEGATIONS: Final = frozenset(
@@ -54,7 +58,11 @@ class Gate(NamedTuple):
 
     def lets(self, other: Gate) -> bool:
         """Tell whether two questions may be compared by their vectors."""
-        return self.facts == other.facts and not _is_reordered(self.words, other.words)
+        return (
+            self.facts == other.facts
+            and not _is_reordered(self.words, other.words)
+            and not _is_replaced(self.words, other.words)
+        )
 
 
 def gate(question: str) -> Gate:
@@ -91,3 +99,17 @@ def _is_reordered(mine: NDArray[np.uint32], other: NDArray[np.uint32]) -> bool:
         and not np.array_equal(mine, other)
         and np.array_equal(np.sort(mine), np.sort(other))
     )
+
+
+def _is_replaced(mine: NDArray[np.uint32], other: NDArray[np.uint32]) -> bool:
+    """Tell whether all but one or two words in one place are the same."""
+    shorter, longer = sorted((len(mine), len(other)))
+    before = _shared(mine, other, shorter)
+    shared = before + _shared(mine[::-1], other[::-1], shorter - before)
+    return shorter - shared > 0 and longer - shared <= _REPLACED and shared >= _SAME * longer
+
+
+def _shared(mine: NDArray[np.uint32], other: NDArray[np.uint32], most: int) -> int:
+    """Return with how many of the same words two questions begin."""
+    differ = np.flatnonzero(mine[:most] != other[:most])
+    return int(differ[0]) if len(differ) else most
