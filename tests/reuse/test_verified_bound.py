@@ -78,6 +78,17 @@ def test_an_alarm_sounds_soon_when_a_third_is_wrong_and_not_while_the_bound_hold
     assert heard.index(True) < 30
 
 
+def test_a_broken_bound_outweighs_however_many_labels_of_before():
+    """After thousands of right answers a dozen wrong audits are enough to reuse no more."""
+    strength = Strength(0.02, 0.05, 20_000)
+    for _ in range(5_000):
+        strength.add("", Label(0.9, wrong=False, audit=False))
+    assert strength.threshold("") == 0.9
+    heard = [strength.add("", Label(0.9, wrong=bool(at % 2), audit=True)) for at in range(12)]
+    assert True in heard
+    assert strength.threshold("") == NEVER
+
+
 def test_a_new_namespace_begins_with_the_threshold_of_all_and_loses_it_when_it_is_refuted():
     """The pool is the prior; labels of the namespace's own have the last word."""
     strength = Strength(0.2, 0.05, 1_000)
