@@ -59,10 +59,10 @@ def test_tenants_take_turns(items):
 
 def test_items_of_like_size_go_together():
     """Short ones are not filled up to the length of a long one."""
-    line = line_of([("a", size) for size in (3, 40, 4, 41, 5, 42, 6, 43)])
+    line = line_of([("a", size) for size in (30, 90, 31, 91, 32, 92, 33, 93)])
     assert [sorted(one.size for one in line.take(1)) for _ in range(2)] == [
-        [3, 4, 5, 6],
-        [40, 41, 42, 43],
+        [30, 31, 32, 33],
+        [90, 91, 92, 93],
     ]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Of how many who wait, for each one that is taken, those of like size are chosen.
 _CHOICE: Final = 4
 #: How much larger a batch may be, filled up to its largest item, than its items are.
-_FILLED_UP: Final = 1.5
+_FILLED_UP: Final = 1.2
 
 TOO_LATE: Final = "no batch had room for it in time; give it longer, or have more workers."
 
@@ -189,9 +189,10 @@ class Line(Generic[W]):
         while self._tenants and len(dealt) < count:
             tenant = next(iter(self._tenants))
             line = self._tenants.pop(tenant)
-            for _ in range(1 if self._tenants else min(count - len(dealt), len(line))):
+            turn = 1 if self._tenants else min(count - len(dealt), len(line))
+            self._count -= turn
+            for _ in range(turn):
                 waiter = line.popleft()
-                self._count -= 1
                 if waiter.deadline is not None and time.monotonic() > waiter.deadline:
                     waiter.expire()
                 elif waiter.is_wanted:
