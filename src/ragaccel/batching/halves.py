@@ -31,11 +31,20 @@ async def outcomes(
         call: Takes items and gives as many results, in their order.
         items: What is asked.
     """
+    if _are_different(items):
+        return await _halved(call, [*items])
     places: dict[Any, int] = {}
     sent: list[T] = []
     at = [_place(places, sent, item) for item in items]
     found = await _halved(call, sent) if sent else []
     return [found[place] for place in at]
+
+
+def _are_different(items: Sequence[Any]) -> bool:
+    try:
+        return len(set(items)) == len(items)
+    except TypeError:  # some cannot be compared by a hash
+        return False
 
 
 def _place(places: dict[Any, int], sent: list[T], item: T) -> int:
@@ -62,6 +71,10 @@ async def _halved(
         middle = len(items) // 2
         return await _halved(call, items[:middle]) + await _halved(call, items[middle:])
     if len(found) != len(items):
-        odd = BatchError(f"a call with {len(items)} items gave {len(found)} results.")
-        return [odd] * len(items)
+        return [odd_count(len(items), len(found))] * len(items)
     return [*found]
+
+
+def odd_count(items: int, results: int) -> BatchError:
+    """Return the error of a call that gave another number of results than it was given items."""
+    return BatchError(f"a call with {items} items gave {results} results.")

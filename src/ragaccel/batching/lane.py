@@ -30,9 +30,10 @@ class _Asked(Waiter):
         tenant: str | None,
         timeout: float | None,
         measure: Callable[[Any], float] | None,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(item, tenant, timeout, measure)
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[Any] = loop.create_future()
 
     def expire(self) -> None:
         """Hear that the deadline has passed."""
@@ -74,12 +75,14 @@ class Lane(Generic[T, R]):
         self, item: T, tenant: str | None, timeout: float | None
     ) -> asyncio.Future[R | Exception]:
         """Return the future of an item's outcome; it ends with the deadline, if there is one."""
-        asked = _Asked(item, tenant, timeout, self._limits.size)
+        loop = asyncio.get_running_loop()
+        asked = _Asked(item, tenant, timeout, self._limits.size, loop)
         if timeout is not None:
-            timer = asyncio.get_running_loop().call_later(timeout, asked.expire)
+            timer = loop.call_later(timeout, asked.expire)
             asked.future.add_done_callback(lambda _: timer.cancel())
         self._line.put(asked)
-        self._schedule()
+        if not self._is_due:
+            self._schedule()
         return asked.future
 
     async def wait_for_room(self, timeout: float | None) -> None:

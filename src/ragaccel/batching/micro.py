@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from ragaccel import telemetry
-from ragaccel.batching.halves import outcomes
+from ragaccel.batching.halves import odd_count, outcomes
 from ragaccel.batching.lane import Lane, batch_stage
 from ragaccel.batching.line import TOO_LATE, Limits, Line, Waiter
 from ragaccel.errors import BatchError, BatchTimeoutError, ConfigurationError
@@ -112,9 +112,14 @@ class MicroBatcher(Forkable, Generic[T, R]):
             BatchTimeoutError: The time was up.
             Exception: What the call raised.
         """
-        ticket = _Ticket(item, tenant, timeout, self._limits.size)
         with self._lock:
             self._check_open()
+            is_alone = self._busy < self._limits.workers and not self._line
+            self._busy += is_alone
+        if is_alone:
+            return self._run_alone(item)
+        ticket = _Ticket(item, tenant, timeout, self._limits.size)
+        with self._lock:
             while self._line.is_full and self._busy >= self._limits.workers:
                 self._wait_for_room(ticket)
             has_worker = self._busy < self._limits.workers
@@ -151,7 +156,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
         """
         self._check_open()
         lane = self._lane(asyncio.get_running_loop())
-        while lane.is_full:
+        while self._limits.max_waiting is not None and lane.is_full:
             began = time.monotonic()
             await lane.wait_for_room(timeout)
             if timeout is not None:
@@ -273,6 +278,19 @@ class MicroBatcher(Forkable, Generic[T, R]):
         if not self._room.wait(ticket.time_left):
             raise BatchTimeoutError(TOO_LATE)
 
+    def _run_alone(self, item: T) -> R:
+        """Make the call for one item that nobody waits beside, as one worker."""
+        try:
+            if self._limits.size is not None:
+                self._limits.size(item)  # what it raises must not depend on who else is there
+            with batch_stage([telemetry.here()]):
+                found = list(self._call([item]))
+            if len(found) != 1:
+                raise odd_count(1, len(found))
+            return found[0]
+        finally:
+            self._free_worker()
+
     def _work(self, mine: _Ticket) -> None:
         """Make the call for some of those who wait, the own item among them, as one worker."""
 
@@ -328,21 +346,29 @@ class MicroBatcher(Forkable, Generic[T, R]):
         return batch
 
     def _free_worker(self) -> None:
+        """Give the own place to a thread that waits, if there is one."""
         with self._lock:
             self._busy -= 1
-        self._promote()
+            leader = self._next_leader() if self._line else None
+        if leader is not None:
+            leader.wake()
 
     def _promote(self) -> None:
         """Give a free worker to a thread that waits, if there is one."""
         with self._lock:
-            if self._busy >= self._limits.workers:
-                return
-            leader = next((one for one in self._line if not one.is_promoted), None)
-            if leader is None:
-                return
+            leader = self._next_leader()
+        if leader is not None:
+            leader.wake()
+
+    def _next_leader(self) -> _Ticket | None:
+        """Choose who is to work next, to be woken; with the lock held."""
+        if self._busy >= self._limits.workers:
+            return None
+        leader = next((one for one in self._line if not one.is_promoted), None)
+        if leader is not None:
             leader.is_promoted = True
             self._busy += 1
-        leader.wake()
+        return leader
 
 
 class _Ticket(Waiter):
