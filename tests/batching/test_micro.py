@@ -143,6 +143,15 @@ def test_another_number_of_results_is_an_error(results):
     assert "2 items" in str(found[0])
 
 
+@pytest.mark.parametrize("results", [[], [1, 2]], ids=len)
+def test_another_number_of_results_is_an_error_for_a_lone_thread_too(results):
+    """It is told, and the batcher serves the next one."""
+    batcher = MicroBatcher(lambda items: results if items == ["a"] else items, workers=1)
+    with pytest.raises(BatchError, match=f"1 items gave {len(results)}"):
+        batcher("a")
+    assert batcher("b") == "b"
+
+
 async def test_who_is_cancelled_disturbs_nobody(call):
     """Neither before the call nor during it, and is left out of calls that are still to be made."""
     batcher = MicroBatcher(call, acall=call.later, workers=1, max_size=2)
