@@ -284,7 +284,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
             if self._limits.size is not None:
                 self._limits.size(item)  # what it raises must not depend on who else is there
             with batch_stage([telemetry.here()]):
-                found = list(self._call([item]))
+                found: list[R] = list(self._call([item]))
             if len(found) != 1:
                 raise odd_count(1, len(found))
             return found[0]
