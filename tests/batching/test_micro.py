@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragaccel import MicroBatcher, telemetry
+from ragaccel.batching.halves import outcomes
 from ragaccel.errors import BatchError, ConfigurationError
 
 
@@ -95,6 +96,12 @@ def test_a_lone_caller_waits_for_nobody(ask, call):
     """The call is made at once, with the one item."""
     assert ask([3]) == [6]
     assert call.batches == [[3]]
+
+
+async def test_a_call_is_never_made_for_nothing(call):
+    """Whom another thread took along has nothing left to ask."""
+    assert await outcomes(call.later, []) == []
+    assert call.batches == []
 
 
 def test_equal_items_are_sent_once_in_a_call(ask, call):

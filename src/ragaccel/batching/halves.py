@@ -31,12 +31,14 @@ async def outcomes(
         call: Takes items and gives as many results, in their order.
         items: What is asked.
     """
+    if not items:
+        return []
     if _are_different(items):
         return await _halved(call, [*items])
     places: dict[Any, int] = {}
     sent: list[T] = []
     at = [_place(places, sent, item) for item in items]
-    found = await _halved(call, sent) if sent else []
+    found = await _halved(call, sent)
     return [found[place] for place in at]
 
 
