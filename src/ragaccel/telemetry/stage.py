@@ -9,14 +9,15 @@ import contextlib
 import logging
 import time
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.metrics import _internal
+from opentelemetry.metrics import NoOpMeter, _internal, get_meter
 
 from ragaccel.telemetry import attributes, metrics
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from contextvars import Token
     from types import TracebackType
 
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Span, Tracer
     from typing_extensions import Self
 
     Attributes = Mapping[str, str | bool | int | float]
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 _NO_ATTRIBUTES: Attributes = {}
 _NS: Final = 1e9
 _current: ContextVar[Stage | None] = ContextVar("ragaccel_stage", default=None)
+#: OpenTelemetry's context inside a stage that is not sampled, as long as nothing was added to it.
+_sampled_out: ContextVar[Context | None] = ContextVar("ragaccel_sampled_out", default=None)
+#: Providers that are known to do nothing, as a disabled SDK's; None stands for there being none.
+_silent_tracers: object = None
+_silent_meters: object = None
 _log = logging.getLogger("ragaccel.telemetry")
 
 
@@ -78,8 +84,8 @@ class Stage:
     """
 
     __slots__ = (
-        "_context", "_is_traced", "_outer", "_token", "attributes", "began_ns", "duration_ns",
-        "error", "name", "parent", "serves", "span", "start_ns",
+        "_context", "_is_out", "_outer", "_token", "_tracer", "attributes", "began_ns",
+        "duration_ns", "error", "name", "parent", "serves", "span", "start_ns",
     )  # fmt: skip
 
     span: Span | None
@@ -92,17 +98,17 @@ class Stage:
         values: Attributes,
         context: Context | None,
         serves: Sequence[Place],
-        *,
-        is_traced: bool,
+        tracer: Tracer | None,
     ) -> None:
         self.name = name
-        self.attributes: dict[str, Any] = {**attributes.OF_STAGE.get(name, {}), **values}
+        fixed = attributes.OF_STAGE.get(name, _NO_ATTRIBUTES)
+        self.attributes: dict[str, Any] = {**fixed, **values}
         self.serves = serves
         self.parent = None if serves else _current.get()
         self.start_ns = self.began_ns = self.duration_ns = 0
         self.error: str | None = None
         self.span = self._token = None
-        self._context, self._is_traced = context, is_traced
+        self._context, self._tracer, self._is_out = context, tracer, False
 
     def set(self, values: Attributes) -> None:
         """Set attributes, named by the constants of `telemetry.attributes`."""
@@ -110,10 +116,10 @@ class Stage:
         if self.span is not None:
             self.span.set_attributes(values)
 
-    def __enter__(self) -> Self:
-        self.begin()
+    def __enter__(self) -> Stage:  # noqa: PYI034 - nobody hears of one that is not sampled
+        self._begin(time.time_ns(), time.perf_counter_ns())
         self._attach()
-        return self
+        return OFF if self._is_out else self
 
     def __exit__(
         self,
@@ -121,7 +127,8 @@ class Stage:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.end(error)
+        if not self._is_out:
+            self.end(error)
         self._detach()
 
     def begin(self) -> Self:
@@ -155,33 +162,43 @@ class Stage:
         self._end()
 
     def _attach(self) -> None:
-        self._outer = _current.set(self)
         if self.span is not None:
-            self._token = otel_context.attach(trace.set_span_in_context(self.span, self._context))
+            inside = trace.set_span_in_context(self.span, self._context)
+            self._token = otel_context.attach(inside)
+            if self._is_out:
+                _sampled_out.set(inside)
+                return
+        self._outer = _current.set(self)
 
     def _detach(self) -> None:
-        _current.reset(self._outer)
         if self._token is not None:
             otel_context.detach(self._token)
+        if not self._is_out:
+            _current.reset(self._outer)
 
     def _begin(self, start_ns: int, began_ns: int) -> None:
         self.start_ns, self.began_ns = start_ns, began_ns
-        if self._is_traced:
-            places = [one.span for one in self.serves if one.span is not None]
-            links = [trace.Link(one.get_span_context()) for one in places] or None
-            self.span = _tracer(trace._TRACER_PROVIDER).start_span(
+        if self._tracer is not None:
+            self.span = self._tracer.start_span(
                 self.name, context=self._context, attributes=self.attributes,
-                start_time=start_ns, links=links,
+                start_time=start_ns, links=self._links() if self.serves else None,
             )  # fmt: skip
+            if not self.span.is_recording() and not _is_told(self.name):
+                self._is_out = True
+                return
         for place in self.serves:
             place.served_by(self)
         for listener in _listeners:
             _tell(listener.started, self)
 
+    def _links(self) -> list[trace.Link]:
+        spans = [one.span for one in self.serves if one.span is not None]
+        return [trace.Link(span.get_span_context()) for span in spans]
+
     def _end(self) -> None:
         for listener in _listeners:
             _tell(listener.ended, self)
-        if _internal._METER_PROVIDER is not None:
+        if _has_meters():
             _tell(metrics.record, self)
         span = self.span
         if span is None:
@@ -195,7 +212,7 @@ class Stage:
 
 
 class _Off(Stage):
-    """The stage of a process that nobody looks at, or of a request that is not sampled."""
+    """What is opened while nobody looks, or inside a request that is not sampled."""
 
     __slots__ = ()
 
@@ -203,17 +220,6 @@ class _Off(Stage):
         pass
 
     def set(self, values: Attributes) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
         pass
 
     def begin(self) -> Self:
@@ -228,6 +234,10 @@ class _Off(Stage):
 
 
 OFF: Final[Stage] = _Off()
+# Builtins that give it and a false value whatever they are given, at half the cost of methods: most
+# of what a stage costs while nobody looks is `with` itself.
+_Off.__enter__ = partial(next, repeat(OFF))  # type: ignore[method-assign]
+_Off.__exit__ = "".format  # type: ignore[method-assign, assignment]
 
 
 class Listener(Protocol):
@@ -282,16 +292,37 @@ def _set_listening(listening: tuple[tuple[Listener, frozenset[str] | None], ...]
 
 def recording() -> bool:
     """Tell whether a stage opened now would be heard of."""
-    return (
-        bool(_listeners)
-        or _internal._METER_PROVIDER is not None
-        or (trace._TRACER_PROVIDER is not None and _is_traced())
-    )
+    return bool(_listeners) or _has_meters() or _tracer(None) is not None
 
 
-def _is_traced(context: Context | None = None) -> bool:
-    current = trace.get_current_span(context).get_span_context()
-    return current.trace_flags.sampled or not current.is_valid
+def _is_told(name: str) -> bool:
+    """Tell whether a stage of a name is told of without being traced."""
+    return name in _heard or _has_meters()
+
+
+def _has_meters() -> bool:
+    """Tell whether anything is done with what is measured."""
+    global _silent_meters  # noqa: PLW0603 - as there is one meter provider in a process
+    provider = _internal._METER_PROVIDER
+    if provider is not _silent_meters and _meters_are_silent(provider):
+        _silent_meters = provider
+    return provider is not _silent_meters
+
+
+def _tracer(context: Context | None) -> Tracer | None:
+    """Return our tracer if the request that a context is part of is sampled, or may be."""
+    global _silent_tracers  # noqa: PLW0603
+    provider = trace._TRACER_PROVIDER
+    if provider is _silent_tracers:
+        return None
+    tracer = _tracer_of(provider)
+    if tracer is None:
+        _silent_tracers = provider
+        return None
+    if not (otel_context.get_current() if context is None else context):
+        return tracer
+    around = trace.get_current_span(context).get_span_context()
+    return None if around.is_valid and not around.trace_flags.sampled else tracer
 
 
 def here() -> Place | None:
@@ -306,7 +337,6 @@ def here() -> Place | None:
 def stage(
     name: str,
     values: Attributes = _NO_ATTRIBUTES,
-    *,
     parent: Span | None = None,
     serves: Sequence[Place] = (),
 ) -> Stage:
@@ -323,14 +353,16 @@ def stage(
         A context manager. Without a tracer provider, a meter provider and listeners, or inside a
         request that is not sampled, it is a shared no-op.
     """
-    provider = trace._TRACER_PROVIDER
-    if provider is None and name not in _heard and _internal._METER_PROVIDER is None:
-        return OFF
+    if name not in _heard and _internal._METER_PROVIDER is _silent_meters:
+        if trace._TRACER_PROVIDER is _silent_tracers:
+            return OFF
+        if _sampled_out.get() is otel_context.get_current() and parent is None and not serves:
+            return OFF
     context = Context() if serves else _under(parent)
-    is_traced = provider is not None and _is_traced(context)
-    if not is_traced and name not in _heard and _internal._METER_PROVIDER is None:
+    tracer = _tracer(context)
+    if tracer is None and not _is_told(name):
         return OFF
-    return Stage(name, values, context, serves, is_traced=is_traced)
+    return Stage(name, values, context, serves, tracer)
 
 
 def _under(parent: Span | None) -> Context | None:
@@ -368,6 +400,12 @@ def _tell(hear: Any, stage: Stage) -> None:
 
 
 @lru_cache(maxsize=1)
-def _tracer(_: object) -> trace.Tracer:
+def _tracer_of(provider: object) -> Tracer | None:
     """Return a provider's tracer; for each that it makes, the SDK resets what was warned about."""
-    return trace.get_tracer("ragaccel", version("ragaccel"))
+    made = None if provider is None else trace.get_tracer("ragaccel", version("ragaccel"))
+    return None if isinstance(made, trace.NoOpTracer) else made
+
+
+@lru_cache(maxsize=1)
+def _meters_are_silent(provider: object) -> bool:
+    return provider is None or isinstance(get_meter("ragaccel"), NoOpMeter)
