@@ -5,6 +5,7 @@ Chains are built again around their wrapped parts.
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.cross_encoders import BaseCrossEncoder
@@ -15,12 +16,24 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel
 
+from ragaccel import telemetry
 from ragaccel.errors import UnsupportedComponentError
+from ragaccel.langchain.instrumentors import will_trace
 from ragaccel.wrapping.fingerprint import class_name
 from ragaccel.wrapping.transparent import adapter_of, plain_class, unwrap, wrap
+from ragaccel.wrapping.whole import in_turns, in_turns_async, whole_stage
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from langchain_core.runnables import RunnableConfig
+
     from ragaccel.wrapping.seam import Options
+
+    _Base = Runnable[Any, Any]
+    _Config = RunnableConfig | None
+else:
+    _Base = object
 
 #: Base class of what is wrapped -> the module of the adapter, imported when there is such a thing.
 _ADAPTERS: Final[dict[type, str]] = {
@@ -43,8 +56,45 @@ _RETRIEVERS: Final = frozenset(
 )
 
 
-class _Chain:
-    """A chain does what it did: only its parts are others."""
+class _Chain(_Base):
+    """A chain does what it did: its parts are others, and a question of its own is one stage."""
+
+    def invoke(self, input: Any, config: _Config = None, **kwargs: Any) -> Any:  # noqa: A002
+        with _stage(self, input, config):
+            return super().invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: _Config = None, **kwargs: Any) -> Any:  # noqa: A002
+        with _stage(self, input, config):
+            return await super().ainvoke(input, config, **kwargs)
+
+    def stream(
+        self,
+        input: Any,
+        config: _Config = None,
+        **kwargs: Any,  # noqa: A002
+    ) -> Iterator[Any]:
+        stage = _stage(self, input, config)
+        stream = super().stream(input, config, **kwargs)
+        return stream if stage is telemetry.OFF else in_turns(stage.begin(), stream)
+
+    async def astream(
+        self,
+        input: Any,
+        config: _Config = None,
+        **kwargs: Any,  # noqa: A002
+    ) -> AsyncIterator[Any]:
+        stage = _stage(self, input, config)
+        stream = super().astream(input, config, **kwargs)
+        if stage is not telemetry.OFF:
+            stream = await in_turns_async(stage.begin(), stream)
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+def _stage(chain: Any, asked: Any, config: _Config) -> telemetry.Stage:
+    stage = whole_stage(chain, asked)
+    return telemetry.OFF if stage is not telemetry.OFF and will_trace(config) else stage
 
 
 def accelerated(obj: Any, options: Options) -> Any:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from langchain_core.runnables.config import var_child_runnable_config
+from langchain_core.runnables.config import (
+    ensure_config,
+    get_callback_manager_for_config,
+    var_child_runnable_config,
+)
 
 from ragaccel import telemetry
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    from langchain_core.runnables import RunnableConfig
+
+_HOUSES: Final = ("openinference.", "opentelemetry.")
+
+
+def will_trace(config: RunnableConfig | None) -> bool:
+    """Tell whether an instrumentor will make a span of its own for a run."""
+    handlers = get_callback_manager_for_config(ensure_config(config)).handlers
+    return any(type(one).__module__.startswith(_HOUSES) for one in handlers)
 
 
 def below(run_manager: Any) -> AbstractContextManager[None]:

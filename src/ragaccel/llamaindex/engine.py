@@ -6,27 +6,38 @@ engines.
 
 from __future__ import annotations
 
+from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine.types import BaseChatEngine
 from llama_index.core.indices.base import BaseIndex
+from llama_index.core.instrumentation import root_dispatcher
 from llama_index.core.llms.llm import LLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.response_synthesizers.base import BaseSynthesizer
 
+from ragaccel import telemetry
 from ragaccel.errors import UnsupportedComponentError
+from ragaccel.io import run
 from ragaccel.wrapping.transparent import adapter_of, options_of, unwrap, wrap
+from ragaccel.wrapping.whole import in_turns, in_turns_async, whole_stage
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from llama_index.core.schema import QueryType
+
     from ragaccel.wrapping.seam import Options
 
     _Base = BaseIndex[Any]
+    _QueryBase, _ChatBase = BaseQueryEngine, BaseChatEngine
 else:
-    _Base = object
+    _Base = _QueryBase = _ChatBase = object
 
 #: Base class of what is wrapped -> the module of the adapter, imported when there is such a thing.
 _ADAPTERS: Final[dict[type, str]] = {
@@ -40,11 +51,50 @@ _CHEAP: Final = frozenset(
     f"llama_index.core.postprocessor.{name}"
     for name in ("metadata_replacement", "node", "node_recency")
 )
-_WHOLES = (BaseQueryEngine, BaseChatEngine, BaseSynthesizer)
+#: Whose spans for LlamaIndex's calls go where ours go.
+_INSTRUMENTORS: Final = (
+    "openinference.", "opentelemetry.instrumentation.llamaindex.", "llama_index.observability.",
+)  # fmt: skip
 
 
-class _Engine:
-    """An engine does what it did: only its parts are others."""
+class _Synthesizer:
+    """A synthesizer does what it did: only its parts are others."""
+
+
+class _QueryEngine(_QueryBase):
+    """A query engine does what it did: its parts are others, and a question is one stage."""
+
+    def query(self, str_or_query_bundle: QueryType) -> Any:
+        async def call() -> Any:
+            return super(_QueryEngine, self).query(str_or_query_bundle)
+
+        return run(_whole(self, str_or_query_bundle, call))
+
+    async def aquery(self, str_or_query_bundle: QueryType) -> Any:
+        return await _whole(self, str_or_query_bundle, partial(super().aquery, str_or_query_bundle))
+
+
+class _ChatEngine(_ChatBase):
+    """A chat engine does what it did: its parts are others, and a question is one stage.
+
+    That of a streamed answer ends when the first of it can be read: engines read on in a thread.
+    """
+
+    def chat(self, message: str, *args: Any, **kwargs: Any) -> Any:
+        with _stage(self, message):
+            return super().chat(message, *args, **kwargs)  # type: ignore[safe-super]
+
+    async def achat(self, message: str, *args: Any, **kwargs: Any) -> Any:
+        with _stage(self, message):
+            return await super().achat(message, *args, **kwargs)  # type: ignore[safe-super]
+
+    def stream_chat(self, message: str, *args: Any, **kwargs: Any) -> Any:
+        with _stage(self, message):
+            return super().stream_chat(message, *args, **kwargs)  # type: ignore[safe-super]
+
+    async def astream_chat(self, message: str, *args: Any, **kwargs: Any) -> Any:
+        with _stage(self, message):
+            return await super().astream_chat(message, *args, **kwargs)  # type: ignore[safe-super]
 
 
 class _Index(_Base):
@@ -58,6 +108,15 @@ class _Index(_Base):
 
     def as_chat_engine(self, *args: Any, **kwargs: Any) -> Any:
         return _wrapped(super().as_chat_engine(*args, **kwargs), options_of(self))
+
+
+#: Base class of what is copied around its parts -> its seam.
+_WHOLES: Final[dict[type, type]] = {
+    BaseIndex: _Index,
+    BaseQueryEngine: _QueryEngine,
+    BaseChatEngine: _ChatEngine,
+    BaseSynthesizer: _Synthesizer,
+}
 
 
 def accelerated(obj: Any, options: Options) -> Any:
@@ -81,10 +140,11 @@ def _wrapped(part: Any, options: Options) -> Any:
     adapter = adapter_of(plain, _ADAPTERS, "ragaccel.llamaindex")
     if adapter is not None:
         return adapter(plain, options)
-    changed = _parts(plain, options) if isinstance(plain, (BaseIndex, *_WHOLES)) else {}
-    if not changed and not isinstance(plain, BaseIndex):
+    mixin = next((mixin for base, mixin in _WHOLES.items() if isinstance(plain, base)), None)
+    changed = {} if mixin is None else _parts(plain, options)
+    if mixin is None or (not changed and mixin is not _Index):
         return part
-    made = wrap(plain, _Index if isinstance(plain, BaseIndex) else _Engine, options, lambda: None)
+    made = wrap(plain, mixin, options, lambda: None)
     attributes = vars(made)
     attributes.update(changed)
     for name, value in attributes.items():
@@ -109,3 +169,32 @@ def _parts(whole: Any, options: Options) -> dict[str, Any]:
         if not same:
             changed[name] = made
     return changed
+
+
+async def _whole(engine: Any, query: QueryType, call: Callable[[], Awaitable[Any]]) -> Any:
+    """Answer a question in a stage that ends with the answer, also with one that is streamed."""
+    stage = _stage(engine, query)
+    if stage is telemetry.OFF:
+        return await call()
+    stage.begin()
+    try:
+        with stage.turn():
+            answer = await call()
+    except BaseException as error:
+        stage.end(error)
+        raise
+    if isinstance(answer, StreamingResponse):
+        answer.response_gen = in_turns(stage, answer.response_gen)
+    elif isinstance(answer, AsyncStreamingResponse):
+        answer.response_gen = await in_turns_async(stage, answer.response_gen)
+    else:
+        stage.end()
+    return answer
+
+
+def _stage(engine: Any, query: QueryType) -> telemetry.Stage:
+    stage = whole_stage(engine, query)
+    if stage is telemetry.OFF:
+        return stage
+    houses = [type(one).__module__ for one in root_dispatcher.span_handlers]
+    return telemetry.OFF if any(one.startswith(_INSTRUMENTORS) for one in houses) else stage
