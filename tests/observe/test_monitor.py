@@ -94,6 +94,15 @@ def test_what_stages_do(watch, clock):
     assert (found.pid, found.seconds, found.stages["embed"].count) == (os.getpid(), 50, 1)
 
 
+def test_a_stage_inside_one_of_its_own_name_is_no_other(watch):
+    """A retriever's query that is part of an engine's is not counted beside it."""
+    monitor = watch()
+    with telemetry.stage("query"), telemetry.stage("query"), telemetry.stage("embed"):
+        stages("query", 1)
+    found = seen(monitor).stages
+    assert {name: one.count for name, one in found.items()} == {"query": 2, "embed": 1}
+
+
 @given(st.lists(st.integers(0, 10**13), min_size=1, max_size=300), st.floats(0, 1), st.data())
 def test_quantiles_are_as_right_as_promised(durations, share, data):
     """Within 2% of the duration that has this rank, also after a merge of two halves."""

@@ -185,6 +185,19 @@ def test_errors_are_told_apart_by_their_type():
     )
 
 
+def test_a_stage_inside_one_of_its_own_name_is_no_other():
+    """A retriever's query that is part of an engine's is not counted beside it."""
+    _metered(
+        """
+        with telemetry.stage("query"), telemetry.stage("query"), telemetry.stage("embed"):
+            pass
+        found = {dict(labels)["ragaccel.stage"]: point.count
+                 for (_, labels), point in read("ragaccel.stage").items()}
+        assert found == {"query": 1, "embed": 1}, found
+        """
+    )
+
+
 def test_batches_tell_their_size():
     """What waits while the worker is busy is one call."""
     _metered(

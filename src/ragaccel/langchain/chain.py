@@ -61,7 +61,7 @@ class _Chain(_Base):
 
     def invoke(self, input: Any, config: _Config = None, **kwargs: Any) -> Any:  # noqa: A002
         with _stage(self, input, config):
-            return super().invoke(input, config, **kwargs)
+            return super().invoke(input, config, **kwargs)  # type: ignore[safe-super]
 
     async def ainvoke(self, input: Any, config: _Config = None, **kwargs: Any) -> Any:  # noqa: A002
         with _stage(self, input, config):
@@ -69,9 +69,9 @@ class _Chain(_Base):
 
     def stream(
         self,
-        input: Any,
+        input: Any,  # noqa: A002
         config: _Config = None,
-        **kwargs: Any,  # noqa: A002
+        **kwargs: Any,
     ) -> Iterator[Any]:
         stage = _stage(self, input, config)
         stream = super().stream(input, config, **kwargs)
@@ -79,12 +79,12 @@ class _Chain(_Base):
 
     async def astream(
         self,
-        input: Any,
+        input: Any,  # noqa: A002
         config: _Config = None,
-        **kwargs: Any,  # noqa: A002
+        **kwargs: Any,
     ) -> AsyncIterator[Any]:
         stage = _stage(self, input, config)
-        stream = super().astream(input, config, **kwargs)
+        stream: Any = super().astream(input, config, **kwargs)
         if stage is not telemetry.OFF:
             stream = await in_turns_async(stage.begin(), stream)
         async with aclosing(stream) as chunks:

@@ -16,10 +16,10 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine.types import BaseChatEngine
 from llama_index.core.indices.base import BaseIndex
-from llama_index.core.instrumentation import root_dispatcher
 from llama_index.core.llms.llm import LLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.response_synthesizers.base import BaseSynthesizer
+from llama_index_instrumentation import get_dispatcher
 
 from ragaccel import telemetry
 from ragaccel.errors import UnsupportedComponentError
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from ragaccel.wrapping.seam import Options
 
     _Base = BaseIndex[Any]
-    _QueryBase, _ChatBase = BaseQueryEngine, BaseChatEngine
+    _QueryBase = BaseQueryEngine
+    _ChatBase = BaseChatEngine
 else:
     _Base = _QueryBase = _ChatBase = object
 
@@ -196,5 +197,5 @@ def _stage(engine: Any, query: QueryType) -> telemetry.Stage:
     stage = whole_stage(engine, query)
     if stage is telemetry.OFF:
         return stage
-    houses = [type(one).__module__ for one in root_dispatcher.span_handlers]
+    houses = [type(one).__module__ for one in get_dispatcher().span_handlers]
     return telemetry.OFF if any(one.startswith(_INSTRUMENTORS) for one in houses) else stage

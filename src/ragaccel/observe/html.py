@@ -14,6 +14,7 @@ import numpy as np
 from ragaccel.observe.critical_path import critical_path
 from ragaccel.observe.latency import spelled
 from ragaccel.observe.profile_table import columns, headlines
+from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ _MOST_ROWS: Final = 100
 _BINS: Final = 40
 _PLOT_HEIGHT: Final = 120
 _LEAST_WIDTH: Final = 0.5
+_STAGES: Final = (*attributes.OF_STAGE, "search")
 
 
 def page(profile: Profile) -> str:
@@ -166,9 +168,15 @@ def _bar(
     return (
         f"<g{kind}><title>{escape(told)}</title>"
         f'<rect x="{left:.2f}" y="{top:.2f}" width="{max(width, 1):.2f}" height="{height:.2f}" '
-        f'fill="hsl({zlib.crc32(name.encode()) % 360} 55% 42%)"/>'
+        f'fill="hsl({_hue(name):.0f} 55% 42%)"/>'
         f"{text if label and fits else ''}</g>"
     )
+
+
+def _hue(name: str) -> float:
+    """Return the hue of a stage's name; known ones are a golden angle apart."""
+    at = _STAGES.index(name) if name in _STAGES else zlib.crc32(name.encode())
+    return at * 137.508 % 360
 
 
 def _figure(caption: str, width: int, height: float, drawn: str) -> str:

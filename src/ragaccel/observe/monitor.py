@@ -159,8 +159,9 @@ class Monitor(Forkable):
         """Hear that a stage begins, which tells nothing yet."""
 
     def ended(self, stage: Stage) -> None:
-        """Count a stage that is over."""
-        self._windows.add(stage, self._clock())
+        """Count a stage that is over; one inside one of its own name is no other."""
+        if not stage.is_inner:
+            self._windows.add(stage, self._clock())
 
     def tick(self) -> None:
         """Look at the cache, the process and the collections, judge the rules, tell who asked."""

@@ -110,6 +110,11 @@ class Stage:
         self.span = self._token = None
         self._context, self._tracer, self._is_out = context, tracer, False
 
+    @property
+    def is_inner(self) -> bool:
+        """Whether it is right inside one of its own name, which stands for both in figures."""
+        return self.parent is not None and self.parent.name == self.name
+
     def set(self, values: Attributes) -> None:
         """Set attributes, named by the constants of `telemetry.attributes`."""
         self.attributes.update(values)
@@ -198,7 +203,7 @@ class Stage:
     def _end(self) -> None:
         for listener in _listeners:
             _tell(listener.ended, self)
-        if _has_meters():
+        if _has_meters() and not self.is_inner:
             _tell(metrics.record, self)
         span = self.span
         if span is None:
