@@ -93,6 +93,13 @@ def test_a_request_is_one_trace(told):
         assert len({span.trace_id for span in spans}) == 1, outlines(spans)
 
 
+def test_alone_the_root_is_the_instrumentors(told):
+    """There is no stage around it: one span is enough for the whole of a question."""
+    roots = [span.scope for span in told.hit["alone"] if span.parent_id is None]
+    assert len(roots) == 1
+    assert OURS not in roots
+
+
 def test_every_span_has_its_parent(told):
     """Ours never lack one, unless the instrumentor itself leaves theirs open at that place."""
     for name, spans, plain in told.traced():
