@@ -16,7 +16,7 @@ from ragaccel import AutoTuner, CompressionSpec, Goal, Knob, VectorCollection
 from ragaccel.cli.demo.models import load_model
 
 DATA = Path(__file__).parent / "data" / "xquad_en"
-COPIES = 8
+STEP = 5
 
 
 def texts(name: str) -> Iterator[str]:
@@ -30,7 +30,7 @@ def main() -> None:
     passages = [
         " ".join(words[start : start + 40])
         for words in map(str.split, texts("corpus.jsonl.gz"))
-        for start in range(0, len(words), 40 // COPIES)
+        for start in range(0, len(words), STEP)
     ]
     questions = list(texts("queries.jsonl.gz"))[:600]
     vectors = np.array(model.embed(passages), dtype=np.float32)
@@ -45,18 +45,12 @@ def main() -> None:
     def search(vector: Any) -> Any:
         return collection.search(vector, k=10, documents=options["documents"])[0]
 
-    documents = Knob(
-        "documents",
-        [True, False],
-        lambda: options["documents"],
-        lambda value: options.update(documents=value),
-    )
-    report = AutoTuner(
-        [collection],
-        goals=[Goal.minimize("latency_p50"), Goal.at_least("recall@10", 0.95)],
-        knobs=[documents],
-        ask=search,
-    ).run(asked)
+    def turn(value: Any) -> None:
+        options["documents"] = value
+
+    knob = Knob("documents", [True, False], lambda: options["documents"], turn)
+    goals = [Goal.minimize("latency_p50"), Goal.at_least("recall@10", 0.95)]
+    report = AutoTuner([collection], goals=goals, knobs=[knob], ask=search).run(asked)
     print(report.reason)
     print(report.to_toml())
 

@@ -23,6 +23,8 @@ _EXAMPLES = Path(__file__).parents[1] / "examples"
         ("adapt_haystack.py", "red apples grow on trees {'memory': 2}"),
         ("many_queries.py", "9 of 10 answered"),
         ("auto_tune.py", '"search.oversample" = '),
+        ("record_traffic.py", "1 to study, 1 to confirm"),
+        ("ingest_documents.py", "1 stored in 6 chunks, 1,945 unchanged, 0 failed"),
         ("compressed_store_llamaindex.py", "Super Bowl 50: The Panthers defense"),
         ("compressed_store_langchain.py", "Super Bowl 50: The Panthers defense"),
     ],
