@@ -276,6 +276,18 @@ def test_after_contact_was_lost_entries_stand_for_a_while(own_server, open_level
     assert stands(level, position, MARK, created=clock.time())
 
 
+def test_a_strike_is_not_forgotten_by_a_read_from_before_it(server, open_level):
+    """The first strike of a ledger stands while what was read of the empty one arrives."""
+    for at in range(40):
+        level = open_level(server, prefix=f"empty-{at}:")
+        level.ledger.strike(TENANT, [OTHER])
+        struck = level.ledger.position()
+        end = time.monotonic() + 0.02
+        while time.monotonic() < end:
+            assert level.ledger.position() == struck
+        level.close()
+
+
 def test_a_strike_that_could_not_be_told_is_told_later(own_server, open_level):
     """The caller is told of the fault, and the others of the strike once the server is back."""
     level, other = open_level(own_server), open_level(own_server)
@@ -441,11 +453,13 @@ async def test_a_lease_whose_caller_was_cancelled_is_nobodys(own_server, open_le
     """A thread that gets the lease for a caller who is gone gives it back."""
     with own_server.client() as client:
         one = RedisLevel(client, timeout=30.0).leases
-        two = open_level(own_server, contact=False, timeout=30.0).leases  # else a release is lost
+        two = open_level(own_server, contact=False).leases
+        assert one.acquire(key("b"))  # connected, it is not overtaken by the other
+        one.release(key("b"))
         for before in (True, False):
             os.kill(own_server.pid, signal.SIGSTOP)
             acquiring = asyncio.create_task(one.aacquire(key("a")))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
             if before:
                 acquiring.cancel()
                 await asyncio.wait([acquiring])

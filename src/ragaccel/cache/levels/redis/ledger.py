@@ -226,7 +226,7 @@ class RedisLedger(Forkable):
         self._tell_untold(ResponseError)
         with self._lock:
             known = self._known if self._current is self._known else None
-            since, name = (self._read_to, known.ledger) if known else (0, -1)
+            since, name = (0, -1) if known is None else (self._read_to, known.ledger)
         arguments = [secrets.randbits(52), since, name]
         read = run(server.run(server.wire, READ, self._keys, arguments))
         ledger, seq, floor = (int(number) for number in read[:3])
