@@ -8,6 +8,8 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.metrics import _internal
 
 from ragaccel import MicroBatcher, telemetry
 from ragaccel.telemetry.stage import past_stage
@@ -137,8 +139,10 @@ def test_nobody_hears_after_it_was_taken_away():
     assert listener.stages == []
 
 
-def test_a_listener_may_need_some_stages_only():
+def test_a_listener_may_need_some_stages_only(monkeypatch):
     """Then the others are not made for it, but another listener hears of them all the same."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(_internal, "_METER_PROVIDER", None)
     needs_some, needs_all = Heard(), Heard()
     telemetry.listen(needs_some, ["query"])
     with telemetry.stage("query"):

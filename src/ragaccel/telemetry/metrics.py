@@ -108,12 +108,12 @@ METRICS: Final[dict[str, Metric]] = {
     "ragaccel.reuse.lookups": Metric(
         "counter",
         "{lookup}",
-        "Questions looked up among similar ones, by result: hit, miss, audit (a hit that was asked "
+        "Calls looked up among similar ones, by result: hit, miss, audit (a hit that was asked "
         "of the model all the same)",
         (NAMESPACE, RESULT),
     ),
     "ragaccel.reuse.labels": Metric(
-        "counter", "{label}", "Answers to similar questions that were judged, by outcome",
+        "counter", "{label}", "Answers to similar calls that were judged, by outcome",
         (NAMESPACE, OUTCOME),
     ),
     "ragaccel.batch.size": Metric("histogram", "{item}", "Items of one call", (), _doubled(1, 10)),
