@@ -275,7 +275,13 @@ class MicroBatcher(Forkable, Generic[T, R]):
 
     def _wait_for_room(self, ticket: _Ticket) -> None:
         """Wait until somebody was taken; with the lock held."""
-        if not self._room.wait(ticket.time_left):
+        try:
+            came = self._room.wait(ticket.time_left)
+        except BaseException:
+            self._room.notify()
+            raise
+        if not came:
+            self._room.notify()  # who is woken and late at once has used up another's waking
             raise BatchTimeoutError(TOO_LATE)
 
     def _run_alone(self, item: T) -> R:
