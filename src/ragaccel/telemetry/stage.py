@@ -241,7 +241,7 @@ class _Off(Stage):
 OFF: Final[Stage] = _Off()
 # Builtins that give it and a false value whatever they are given, at half the cost of methods: most
 # of what a stage costs while nobody looks is `with` itself.
-_Off.__enter__ = partial(next, repeat(OFF))  # type: ignore[method-assign]
+_Off.__enter__ = staticmethod(partial(next, repeat(OFF)))  # type: ignore[method-assign]
 _Off.__exit__ = "".format  # type: ignore[method-assign, assignment]
 
 
