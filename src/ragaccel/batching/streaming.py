@@ -368,9 +368,16 @@ def on_loop(call: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
     Raises:
         CancelledError: It was cancelled together with what the thread does.
     """
+
+    async def unless_ending() -> Any:
+        # Asked again on the loop: what is cancelled between hears of it no more.
+        if anyio.current_effective_deadline() == -math.inf:
+            raise asyncio.CancelledError
+        return await call(*args)
+
     from_thread.check_cancelled()
     try:
-        return from_thread.run(call, *args)
+        return from_thread.run(unless_ending)
     except concurrent.futures.CancelledError as error:
         raise asyncio.CancelledError from error
 
