@@ -282,10 +282,12 @@ def _parts(
 
 def _similar(
     model: Any, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-) -> Similar[_Reply]:
-    """Return how the call may be answered as a similar question was."""
-    asked = {name: value for name, value in kwargs.items() if name not in _HOW}
+) -> Similar[_Reply] | None:
+    """Return how the call may be answered as a similar question was; None where it never is."""
     options = options_of(model)
+    if options.semantic is None:
+        return None
+    asked = {name: value for name, value in kwargs.items() if name not in _HOW}
     return Similar(
         functools.partial(similar.of_messages, model, options, messages, stop, asked),
         lambda reply: similar.said(reply.generations, is_stream=reply.result is None),

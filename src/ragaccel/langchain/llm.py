@@ -285,10 +285,13 @@ def _parts(model: Any, stop: list[str] | None, kwargs: dict[str, Any]) -> Callab
 
 def _similar(
     model: Any, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]
-) -> Similar[_Reply]:
-    """Return how a prompt may be answered as a similar one was."""
+) -> Similar[_Reply] | None:
+    """Return how a prompt may be answered as a similar one was; None where it never is."""
+    options = options_of(model)
+    if options.semantic is None:
+        return None
     return Similar(
-        functools.partial(similar.of_text, model, options_of(model), prompt, stop, kwargs),
+        functools.partial(similar.of_text, model, options, prompt, stop, kwargs),
         lambda reply: similar.said(reply.generations, is_stream=reply.is_stream),
     )
 

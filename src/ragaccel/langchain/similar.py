@@ -9,6 +9,7 @@ from langchain_core.messages import HumanMessage
 from ragaccel.langchain.calls import canonical, check_one_answer
 from ragaccel.wrapping.fingerprint import identity
 from ragaccel.wrapping.sampling import check_sampling
+from ragaccel.wrapping.semantic import asks_for_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
     from ragaccel.wrapping.seam import Options
-
-_SCALARS: Final = (str, int, float, bool, type(None))
-#: Arguments by which an answer becomes more than a text.
-_SHAPED: Final = frozenset(
-    ("tools", "tool_choice", "functions", "function_call", "response_format", "format")
-)
 
 #: What a message carries where its answer is more than a text.
 _MORE: Final = frozenset(("tool_calls", "function_call", "parsed"))
@@ -61,9 +56,7 @@ def of_text(
 ) -> tuple[str, Any] | None:
     """Return a prompt's text, and everything else that decides the answer; see `of_messages`."""
     own = getattr(model, "model_kwargs", None) or {}
-    if not _SHAPED.isdisjoint(asked) or not _SHAPED.isdisjoint(own):
-        return None
-    if not all(isinstance(value, _SCALARS) for value in asked.values()):
+    if not asks_for_text(asked, own):
         return None
     check_one_answer(model, dict(asked))
     check_sampling(model, options, dict(asked))

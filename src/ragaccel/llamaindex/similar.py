@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole, TextBlock
 
 from ragaccel.llamaindex.prompts import canonical
+from ragaccel.wrapping.semantic import asks_for_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ragaccel.llamaindex.responses import Answer
-
-_SCALARS: Final = (str, int, float, bool, type(None))
-#: Arguments by which an answer becomes more than a text.
-_SHAPED: Final = frozenset(
-    ("tools", "tool_choice", "functions", "function_call", "response_format", "format")
-)
 
 #: What a message carries where its answer is more than a text.
 _CALLS: Final = frozenset(("tool_calls", "function_call"))
@@ -35,9 +30,7 @@ def asked(
         is_chat: Whether they are messages.
     """
     own = getattr(model, "additional_kwargs", None) or {}
-    if not _SHAPED.isdisjoint(kwargs) or not _SHAPED.isdisjoint(own) or not given:
-        return None
-    if not all(isinstance(value, _SCALARS) for value in kwargs.values()):
+    if not given or not asks_for_text(kwargs, own):
         return None
     if not is_chat:
         return (given[0], canonical(given[1:])) if isinstance(given[0], str) else None

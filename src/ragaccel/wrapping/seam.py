@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_MISSING: Final[Any] = MISSING  # what is found is of any type
+
 Precision = Literal["float32", "float16"]
 
 _NOTHING: Final[Mapping[str, str | int]] = {}
@@ -224,14 +226,16 @@ async def serve(
         if key is None or options.cache is None:
             found = await compute()
         else:
-            asked = await options.similar(io, kind, key, similar)
-            found = await find_similar(io, options.semantic, asked, span)
+            asked, found = None, _MISSING
+            if options.semantic is not None:
+                asked = await options.similar(io, kind, key, similar)
+                found = await find_similar(io, options.semantic, asked, span)
             if found is MISSING:
                 found = await options.cache.find_or_compute(
                     io, key, compute_kept, ttl=options.ttl, kind=kind,
                     namespace=options.namespace, query=query,
                 )  # fmt: skip
-            if called:
+            if called and asked is not None:
                 await learn(io, options.semantic, asked, found)
             span.set({attributes.CACHE_HIT: not called})
         if stage is not None and span is not telemetry.OFF:

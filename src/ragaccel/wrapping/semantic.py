@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from ragaccel.cache import MISSING, Uncacheable, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ragaccel import telemetry
     from ragaccel.cache import Digest, Kind, MultiLevelCache
     from ragaccel.cache.flow import IO
 
 T = TypeVar("T")
+
+_SCALARS: Final = (str, int, float, bool, type(None))
+#: Arguments by which an answer becomes more than a text.
+_SHAPED: Final = frozenset(
+    ("tools", "tool_choice", "functions", "function_call", "response_format", "format")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +99,14 @@ async def reusable(
         return None
     call = Call(cache, namespace, kind, key, *asked, similar.said)
     return call if await call.answer(io, key, counted=False) is MISSING else None
+
+
+def asks_for_text(asked: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Tell whether a call's arguments are plain values that leave the answer a text.
+
+    Args:
+        asked: Those of the call.
+        own: Those that the model adds to every call.
+    """
+    shaped = not _SHAPED.isdisjoint(asked) or not _SHAPED.isdisjoint(own)
+    return not shaped and all(isinstance(value, _SCALARS) for value in asked.values())
