@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections import defaultdict
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 from ragaccel import telemetry
-from tests.support.otlp import Receiver
+from tests.support.otlp import Receiver, problems
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    import pytest
     from opentelemetry.sdk.trace import ReadableSpan
 
     from tests.support.otlp import ReceivedSpan
@@ -53,6 +56,18 @@ def recorder() -> Recorder:
     made = Recorder()
     telemetry.configure(processors=[SimpleSpanProcessor(made)])
     return made
+
+
+@contextmanager
+def uncomplaining(caplog: pytest.LogCaptureFixture) -> Iterator[Recorder]:
+    """Record spans; of a lost or ended one neither OpenTelemetry nor a backend may complain."""
+    recorded = recorder()
+    recorded.clear()
+    with caplog.at_level(logging.WARNING):
+        yield recorded
+    assert [one.getMessage() for one in caplog.records if "opentelemetry" in one.name] == []
+    assert problems(recorded.spans()) == []
+    recorded.clear()
 
 
 def from_file(path: Path) -> list[ReceivedSpan]:

@@ -42,7 +42,7 @@ def page(profile: Profile) -> str:
         requests=f"{len(profile.requests):,}",
         headlines="".join(f"<p>{escape(line)}</p>" for line in headlines(profile)),
         advice=_advice(profile),
-        table=_table(columns(profile)),
+        table=table(columns(profile)),
         waterfalls=_waterfalls(profile),
         flame=_flame([one.call for one in profile.requests]),
         histograms="".join(_histogram(name, one) for name, one in _durations(profile).items()),
@@ -55,7 +55,8 @@ def _advice(profile: Profile) -> str:
     return f"<ul>{''.join(f'<li>{escape(str(one))}</li>' for one in profile.advice)}</ul>"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of texts as a table, the first as its headings."""
     headings, *others = (
         "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
         for tag, row in zip(("th", *("td",) * len(rows)), rows, strict=False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections import deque
 from typing import TYPE_CHECKING, Final
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -13,7 +11,7 @@ from urllib.request import Request, urlopen
 import msgspec
 
 from ragaccel.errors import ConfigurationError
-from ragaccel.resources import Forkable
+from ragaccel.resources import Errands
 
 if TYPE_CHECKING:
     from ragaccel.observe.alerts import Alert
@@ -22,7 +20,7 @@ _MOST_WAITING: Final = 100
 _log = logging.getLogger("ragaccel.observe")
 
 
-class Webhook(Forkable):
+class Webhook:
     """A callback that posts each alert as JSON, once; see `Alert.to_dict`.
 
     The thread ends with the last alert that waits. Faults are logged, without the URL's path, which
@@ -36,28 +34,16 @@ class Webhook(Forkable):
         ConfigurationError: No such URL, or a timeout that is not over zero.
     """
 
-    _thread: threading.Thread | None
-
     def __init__(self, url: str, *, timeout: float = 5.0) -> None:
         if not timeout > 0:
             raise ConfigurationError(f"timeout must be over zero seconds, got {timeout!r}.")
         self._url, self._host, self._timeout = url, _host(url), timeout
-        self._begin()
-        self.follow_forks()
+        self._errands = Errands(self._post, "ragaccel-webhook", _MOST_WAITING)
 
     def __call__(self, alert: Alert) -> None:
         """Post an alert soon."""
-        body = msgspec.json.encode(alert.to_dict())
-        with self._lock:
-            if len(self._waiting) >= _MOST_WAITING:
-                _log.warning("An alert for %s was dropped: too many wait", self._host)
-                return
-            self._waiting.append(body)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._work, name="ragaccel-webhook", daemon=True
-                )
-                self._thread.start()
+        if not self._errands.add(msgspec.json.encode(alert.to_dict())):
+            _log.warning("An alert for %s was dropped: too many wait", self._host)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until no alert waits, for a program that ends.
@@ -68,24 +54,7 @@ class Webhook(Forkable):
         Returns:
             Whether none waits.
         """
-        thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-        return self._thread is None
-
-    def _begin(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: deque[bytes] = deque()
-        self._thread = None
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._thread = None
-                    return
-                body = self._waiting.popleft()
-            self._post(body)
+        return self._errands.wait(timeout)
 
     def _post(self, body: bytes) -> None:
         request = Request(  # noqa: S310 - the scheme was checked
@@ -99,10 +68,6 @@ class Webhook(Forkable):
                 _log.warning("An alert was not taken by %s: status %d", self._host, error.code)
         except Exception as error:  # noqa: BLE001 - nobody waits for it
             _log.warning("An alert did not reach %s: %s", self._host, type(error).__name__)
-
-    def after_fork_in_child(self) -> None:
-        """Leave what waits to the parent, whose thread sends it."""
-        self._begin()
 
 
 def _host(url: str) -> str:

@@ -3,6 +3,7 @@
 from ragaccel.resources.collector import tame_gc
 from ragaccel.resources.connections import Connections, DamagedFileError
 from ragaccel.resources.container import cpu_limit, memory_limit_bytes, memory_used_bytes
+from ragaccel.resources.errands import Errands
 from ragaccel.resources.forks import Forkable
 from ragaccel.resources.guard import MemoryEvent, MemoryGuard
 from ragaccel.resources.heap import anonymous_bytes
@@ -13,6 +14,7 @@ from ragaccel.resources.relief import Relief, Relievable
 __all__ = [
     "Connections",
     "DamagedFileError",
+    "Errands",
     "Forkable",
     "Lazy",
     "MemoryEvent",

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from ragaccel.resources import Forkable
+from ragaccel.resources import Errands
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,18 +59,15 @@ class Hooks(NamedTuple):
     on_rollback: Callback | None = None
 
 
-class Callbacks(Forkable):
+class Callbacks:
     """Calls callbacks one after another, on a thread that ends with the last one.
 
     What a callback raises is logged by its type and goes no further. Coroutines run in an event
     loop of their own.
     """
 
-    _thread: threading.Thread | None
-
     def __init__(self) -> None:
-        self._begin()
-        self.follow_forks()
+        self._errands: Errands[tuple[Callback, Any]] = Errands(_call, "ragaccel-callbacks")
 
     def tell(self, callback: Callback | None, told: Any) -> None:
         """Call a callback soon, if there is one.
@@ -81,15 +76,8 @@ class Callbacks(Forkable):
             callback: A function or coroutine function of one argument.
             told: The argument.
         """
-        if callback is None:
-            return
-        with self._lock:
-            self._waiting.append((callback, told))
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._work, name="ragaccel-callbacks", daemon=True
-                )
-                self._thread.start()
+        if callback is not None:
+            self._errands.add((callback, told))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until none waits to be called, for a program that ends.
@@ -100,33 +88,11 @@ class Callbacks(Forkable):
         Returns:
             Whether none waits. A callback that waits for all callbacks gets False at once.
         """
-        thread = self._thread
-        if thread is threading.current_thread():
-            return False
-        if thread is not None:
-            thread.join(timeout)
-        return self._thread is None
-
-    def _begin(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[Callback, Any]] = deque()
-        self._thread = None
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._thread = None
-                    return
-                callback, told = self._waiting.popleft()
-            _call(callback, told)
-
-    def after_fork_in_child(self) -> None:
-        """Leave what waits to the parent, whose thread calls it."""
-        self._begin()
+        return self._errands.wait(timeout)
 
 
-def _call(callback: Callback, told: Any) -> None:
+def _call(errand: tuple[Callback, Any]) -> None:
+    callback, told = errand
     try:
         answer = callback(told)
         if inspect.isawaitable(answer):

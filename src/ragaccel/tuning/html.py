@@ -7,6 +7,8 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Final
 
+from ragaccel.observe.html import table
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,19 +28,10 @@ def page(report: TuningReport) -> str:
         goals="".join(f"<li>{escape(str(goal))}</li>" for goal in report.goals),
         pareto=_pareto(report),
         importances=_bars(report),
-        table=_table(report.cells(_MOST)),
+        table=table(report.cells(_MOST)),
         toml=escape(report.to_toml()),
         python=escape(report.to_python()),
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    headings, *others = (
-        "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
-        for tag, row in zip(("th", *("td",) * len(rows)), rows, strict=False)
-    )
-    body = "".join(f"<tr>{row}</tr>" for row in others)
-    return f"<table><thead><tr>{headings}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _pareto(report: TuningReport) -> str:
