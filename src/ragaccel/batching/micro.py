@@ -19,7 +19,7 @@ from ragaccel.batching.line import TOO_LATE, Limits, Line, Waiter
 from ragaccel.errors import BatchError, BatchTimeoutError, ConfigurationError
 from ragaccel.io import run
 from ragaccel.knobs import Knob
-from ragaccel.resources import Forkable, Relief
+from ragaccel.resources import Forkable, Living, Relief
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -92,7 +92,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
         self._call = call or _no_call
         self._acall = acall or (lambda items: asyncio.to_thread(self._call, items))
         self._limits = Limits(max_size, workers, size, budget, max_waiting)
-        self._made_over: weakref.WeakSet[MicroBatcher[Any, Any]] = weakref.WeakSet()
+        self._made_over: Living[MicroBatcher[Any, Any]] = Living()
         self._is_closed = False
         self.after_fork_in_child()
         self.follow_forks()
@@ -221,7 +221,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
     def _turn(self, name: str, value: Any) -> None:
         with self._lock:
             setattr(self._limits, name, value)
-        for batcher in list(self._made_over):
+        for batcher in self._made_over:
             batcher._turn(name, value)
 
     def relieve(self, needed_bytes: int) -> int:  # noqa: ARG002 - it cannot know what an item takes

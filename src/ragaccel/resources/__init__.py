@@ -8,6 +8,7 @@ from ragaccel.resources.forks import Forkable
 from ragaccel.resources.guard import MemoryEvent, MemoryGuard
 from ragaccel.resources.heap import anonymous_bytes
 from ragaccel.resources.lazy import Lazy
+from ragaccel.resources.living import Living
 from ragaccel.resources.process import ProcessReading, ProcessTree
 from ragaccel.resources.relief import Relief, Relievable
 
@@ -17,6 +18,7 @@ __all__ = [
     "Errands",
     "Forkable",
     "Lazy",
+    "Living",
     "MemoryEvent",
     "MemoryGuard",
     "ProcessReading",

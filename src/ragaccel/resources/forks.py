@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
+
+from ragaccel.resources.living import Living
 
 
 class Forkable:
@@ -30,7 +31,7 @@ class Forkable:
 
 
 _lock = threading.RLock()
-_forkable: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_forkable: Living[Forkable] = Living()
 _told: list[Forkable] = []
 
 

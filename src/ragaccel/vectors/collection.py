@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import threading
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
@@ -22,7 +20,7 @@ from ragaccel.errors import (
     InvalidRecordError,
     UnsupportedComponentError,
 )
-from ragaccel.resources import Forkable
+from ragaccel.resources import Forkable, Living
 from ragaccel.telemetry import attributes
 from ragaccel.vectors import database, fields, records, scans, spec, tunables
 from ragaccel.vectors.bitmaps import FilterCache
@@ -62,15 +60,12 @@ _IDS_AT_A_TIME: Final = 1000
 _BLOCK_BYTES: Final = 512  # of st_blocks, whatever the file system
 T = TypeVar("T")
 
-_open_lock = threading.Lock()
-_open_collections: weakref.WeakSet[VectorCollection] = weakref.WeakSet()
+_open_collections: Living[VectorCollection] = Living()
 
 
 def find_open(collection: str) -> VectorCollection | None:
     """Return a collection that this process has open by its own id, or None."""
-    with _open_lock:
-        candidates = list(_open_collections)
-    for one in candidates:
+    for one in _open_collections:
         if one.id == collection and not one.closed:
             return one
     return None
@@ -103,8 +98,7 @@ class VectorCollection(Forkable):
         self._upkeep = Upkeep(store, self._lock)
         self._scans = scans.joined_scans()
         self._closed = self._is_exact = False
-        with _open_lock:
-            _open_collections.add(self)
+        _open_collections.add(self)
         self.follow_forks()
         telemetry.measure(self)
 

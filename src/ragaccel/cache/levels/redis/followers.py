@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol
+
+from ragaccel.resources import Living
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,7 +31,7 @@ class Followers:
     """Tells followers what others changed, and leaves out what this process wrote itself."""
 
     def __init__(self) -> None:
-        self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+        self._followers: Living[Follower] = Living()
         self._written: OrderedDict[bytes, float] = OrderedDict()
         self._lock = threading.Lock()
 
