@@ -193,7 +193,7 @@ def test_writer_is_served_again_after_a_reader_is_gone(disk_store, embeddings, c
 
 
 def test_entry_on_disk_outlives_the_process_and_its_writes(tmp_path, embeddings):
-    """After a restart an entry is served, unless something was written that concerns it."""
+    """After a restart an entry is served, repaired where something was written that concerns it."""
     folder = tmp_path / "corpus"
 
     def run(write=None):
@@ -215,10 +215,38 @@ def test_entry_on_disk_outlives_the_process_and_its_writes(tmp_path, embeddings)
     assert run(write=lambda store: store.add_texts(["nothing alike"], ids=["far"])) == 1
     assert run() == 1
     assert run(write=lambda store: store.add_texts(["red apple"], ids=["near"])) == 1
-    assert run() == 0
-    assert run(write=lambda store: store.delete(["near"])) == 1
-    assert run() == 0
     assert run() == 1
+    assert run(write=lambda store: store.delete(["near"])) == 1
+    assert run() == 1
+    assert run(write=lambda store: store.collection.clear()) == 1
+    assert run() == 1
+
+
+def test_answer_outlives_deletes_while_rows_are_to_spare(cache):
+    """Each deleted row is followed by the next one without a search, until the spare ones end."""
+    store = CompressedVectorStore(HashEmbeddings())
+    store.add_texts([f"apple number {row}" for row in range(60)])
+    plain = store.as_retriever(search_kwargs={"k": 3})
+    fast = accelerate(plain, cache=cache)
+    searches = []
+    for _ in range(13):
+        found = fast.invoke("apple")
+        assert found == plain.invoke("apple")
+        searches.append(cache.stats().misses)
+        store.delete([found[0].id])
+    assert searches == [1] * 11 + [2] * 2
+    store.close()
+
+
+def test_text_that_belongs_into_an_answer_enters_it_without_a_search(store, cache):
+    """A new nearest text is the first of the cached answer, and the entry is kept so."""
+    plain = store.as_retriever(search_kwargs={"k": 2})
+    fast = accelerate(plain, cache=cache)
+    fast.invoke("red apple")
+    store.add_texts(["red red apple apple"], ids=["new"])
+    for _ in range(2):
+        assert fast.invoke("red apple") == plain.invoke("red apple")
+    assert (cache.stats().misses, sum(cache.stats().hits.values())) == (1, 2)
 
 
 def test_copied_folder_is_another_store(tmp_path, embeddings, cache):

@@ -21,21 +21,22 @@ from ragaccel.cache.values import check_plain
 from ragaccel.io import run
 from ragaccel.langchain import embeddings
 from ragaccel.langchain.instrumentors import span_of
-from ragaccel.langchain.vector_store import CompressedVectorStore
-from ragaccel.reuse import answers, serve
+from ragaccel.langchain.vector_store import CompressedVectorStore, document_of
+from ragaccel.reuse import SPARE, answers, serve
 from ragaccel.telemetry import attributes
 from ragaccel.wrapping.fingerprint import class_name, fingerprint, visible
 from ragaccel.wrapping.seam import Options, is_serving, tell_found
 from ragaccel.wrapping.transparent import options_of, plain_class, state_of, wrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from langchain_core.retrievers import BaseRetriever
     from langchain_core.vectorstores import VectorStore
 
     from ragaccel.cache import Kind
     from ragaccel.reuse import Answer
+    from ragaccel.vectors import Hit
 
     _Base = BaseRetriever
 else:
@@ -72,10 +73,27 @@ def _ids(documents: list[Document]) -> Iterator[str]:
                 yield name
 
 
-_DOCUMENTS: Final[Kind[Answer[list[Document]]]] = answers(
-    "langchain.documents", _pack, _unpack, list[_Packed],
-    documents=_ids, shown=lambda documents: documents,
-)  # fmt: skip
+def _kind(
+    rebuild: Callable[[list[Document], list[Hit]], list[Document]] | None = None,
+) -> Kind[Answer[list[Document]]]:
+    return answers(
+        "langchain.documents", _pack, _unpack, list[_Packed],
+        documents=_ids, shown=lambda documents: documents, rebuild=rebuild,
+    )  # fmt: skip
+
+
+_DOCUMENTS: Final = _kind()
+_REPAIRED: Final = _kind(lambda _, hits: [document_of(hit) for hit in hits])
+
+
+def _kept(retriever: Any) -> tuple[Kind[Answer[list[Document]]], int]:
+    """Return how answers are kept, and with how many spare rows: the plain ones are repaired."""
+    if plain_class(type(retriever)) is not VectorStoreRetriever:
+        return _DOCUMENTS, 0
+    plain = type(retriever.vectorstore) is CompressedVectorStore
+    if plain and retriever.search_type == "similarity":
+        return _REPAIRED, SPARE
+    return _DOCUMENTS, 0
 
 
 class _Retriever(_Base):
@@ -98,11 +116,12 @@ class _Retriever(_Base):
         async def call() -> list[Document]:
             return super(_Retriever, self)._get_relevant_documents(query, **given, **kwargs)  # type: ignore[safe-super]
 
+        kind, spare = _kept(self)
         with _query_stage(self, state.options, run_manager) as span:
             documents = run(
                 serve(
-                    flow.SYNC, self, state.options, _DOCUMENTS,
-                    _parts(self, state.options, query, kwargs), call, query=query,
+                    flow.SYNC, self, state.options, kind,
+                    _parts(self, state.options, query, kwargs), call, query=query, spare=spare,
                 )
             )  # fmt: skip
             tell_found(span, query, documents)
@@ -119,10 +138,11 @@ class _Retriever(_Base):
         async def call() -> list[Document]:
             return await super(_Retriever, self)._aget_relevant_documents(query, **given, **kwargs)
 
+        kind, spare = _kept(self)
         with _query_stage(self, state.options, run_manager) as span:
             documents = await serve(
-                flow.ASYNC, self, state.options, _DOCUMENTS,
-                _parts(self, state.options, query, kwargs), call, query=query,
+                flow.ASYNC, self, state.options, kind,
+                _parts(self, state.options, query, kwargs), call, query=query, spare=spare,
             )  # fmt: skip
             tell_found(span, query, documents)
         return documents

@@ -188,7 +188,7 @@ class CompressedVectorStore(VectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return the documents of ids, in their order; unknown ids are left out."""
-        return [_document(record) for record in self.collection.get(ids)]
+        return [document_of(record) for record in self.collection.get(ids)]
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return what `get_by_ids` does, from a worker thread."""
@@ -273,7 +273,7 @@ class CompressedVectorStore(VectorStore):
         """Return the k documents nearest to a vector, with scores; higher is nearer."""
         _refuse_misnamed_filters(kwargs)
         hits = self.collection.search(embedding, k, where=self._where(filter))[0]
-        return [(_document(hit), hit.score) for hit in hits]
+        return [(document_of(hit), hit.score) for hit in hits]
 
     def max_marginal_relevance_search(
         self,
@@ -324,7 +324,7 @@ class CompressedVectorStore(VectorStore):
             return []
         rows = np.stack([hit.vector for hit in hits if hit.vector is not None])
         chosen = select(np.asarray(embedding, dtype=np.float32), rows, k, lambda_mult)
-        return [_document(hits[at]) for at, _ in chosen]
+        return [document_of(hits[at]) for at, _ in chosen]
 
     async def amax_marginal_relevance_search_by_vector(
         self,
@@ -360,7 +360,7 @@ class CompressedVectorStore(VectorStore):
             search = self.similarity_search_with_score_by_vector
             return await asyncio.to_thread(search, embedding, k, where)
         hits = await self.collection.asearch(embedding, k)
-        return [(_document(hit), hit.score) for hit in hits]
+        return [(document_of(hit), hit.score) for hit in hits]
 
     def _embedding_stage(self, count: int) -> telemetry.Stage:
         """Return the stage of an embedding, unless the model has one of its own."""
@@ -404,7 +404,7 @@ class CompressedVectorStore(VectorStore):
 
     def _matching(self, accepts: Callable[[Document], bool]) -> Iterator[str]:
         for record in self.collection.scan():
-            if accepts(_document(record)):
+            if accepts(document_of(record)):
                 yield record.id
 
 
@@ -414,5 +414,6 @@ def _refuse_misnamed_filters(kwargs: dict[str, Any]) -> None:
         raise ConfigurationError(f"{name}= is not known here; write filter=.")
 
 
-def _document(record: Record | Hit) -> Document:
+def document_of(record: Record | Hit) -> Document:
+    """Return the document that a row is."""
     return Document(id=record.id, page_content=record.text or "", metadata=record.metadata)

@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
-from llama_index.core.schema import NodeWithScore
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.vector_stores.types import VectorStoreQueryMode
 
 from ragaccel import telemetry
 from ragaccel.cache import Stale, Uncacheable, flow
@@ -20,8 +21,8 @@ from ragaccel.io import run
 from ragaccel.llamaindex import embedding
 from ragaccel.llamaindex.events import embed_stages
 from ragaccel.llamaindex.nodes import PackedNode, pack_node, unpack_node
-from ragaccel.llamaindex.vector_store import CompressedVectorStore
-from ragaccel.reuse import answers, serve
+from ragaccel.llamaindex.vector_store import CompressedVectorStore, node_of
+from ragaccel.reuse import SPARE, answers, serve
 from ragaccel.telemetry import attributes
 from ragaccel.wrapping.fingerprint import class_name, fingerprint, visible
 from ragaccel.wrapping.seam import Options, is_serving, tell_found
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from ragaccel.cache import Kind
     from ragaccel.reuse import Answer
+    from ragaccel.vectors import Hit
 
     _Base = BaseRetriever
 else:
@@ -87,15 +89,36 @@ def _documents(retrieved: _Retrieved) -> Iterator[str]:
             yield one.node.ref_doc_id
 
 
-def _kind(unpack: Callable[[_Packed], _Retrieved]) -> Kind[Answer[_Retrieved]]:
+def _rebuild(kept: _Retrieved, hits: list[Hit]) -> _Retrieved:
+    nodes = [NodeWithScore(node=node_of(hit), score=hit.score) for hit in hits]
+    if any(type(one.node) is not TextNode for one in nodes):
+        raise Stale  # the retriever looks others up in the index's document store
+    return _Retrieved(nodes, kept.embedding, kept.sync)
+
+
+def _kind(
+    unpack: Callable[[_Packed], _Retrieved],
+    rebuild: Callable[[_Retrieved, list[Hit]], _Retrieved] | None = None,
+) -> Kind[Answer[_Retrieved]]:
     return answers(
         "llamaindex.nodes", _pack, unpack, _Packed,
-        documents=_documents, shown=lambda retrieved: retrieved.nodes,
+        documents=_documents, shown=lambda retrieved: retrieved.nodes, rebuild=rebuild,
     )  # fmt: skip
 
 
 _ASYNC_NODES: Final = _kind(_unpack)
 _SYNC_NODES: Final = _kind(_unpack_for_sync)
+_REPAIRED_ASYNC_NODES: Final = _kind(_unpack, _rebuild)
+_REPAIRED_SYNC_NODES: Final = _kind(_unpack_for_sync, _rebuild)
+
+
+def _spare(retriever: Any) -> int:
+    """Return how many spare rows are kept with an answer: none where it cannot be repaired."""
+    if plain_class(type(retriever)) is not VectorIndexRetriever:
+        return 0
+    plain = type(retriever._vector_store) is CompressedVectorStore
+    mode = retriever._vector_store_query_mode
+    return SPARE if plain and mode == VectorStoreQueryMode.DEFAULT else 0
 
 
 class _Retriever(_Base):
@@ -112,11 +135,13 @@ class _Retriever(_Base):
                 nodes = super(_Retriever, self)._retrieve(query_bundle)  # type: ignore[safe-super]
             return _Retrieved(nodes, query_bundle.embedding, sync=True)
 
+        spare = _spare(self)
         with _stage(self, state.options) as span:
             retrieved = run(
                 serve(
-                    flow.SYNC, self, state.options, _SYNC_NODES, asked, call,
-                    query=query_bundle.query_str,
+                    flow.SYNC, self, state.options,
+                    _REPAIRED_SYNC_NODES if spare else _SYNC_NODES, asked, call,
+                    query=query_bundle.query_str, spare=spare,
                 )
             )  # fmt: skip
             tell_found(span, query_bundle, retrieved.nodes)
@@ -134,10 +159,12 @@ class _Retriever(_Base):
                 nodes = await super(_Retriever, self)._aretrieve(query_bundle)
             return _Retrieved(nodes, None, sync=False)
 
+        spare = _spare(self)
         with _stage(self, state.options) as span:
             retrieved = await serve(
-                flow.ASYNC, self, state.options, _ASYNC_NODES, asked, call,
-                    query=query_bundle.query_str,
+                flow.ASYNC, self, state.options,
+                _REPAIRED_ASYNC_NODES if spare else _ASYNC_NODES, asked, call,
+                query=query_bundle.query_str, spare=spare,
             )  # fmt: skip
             tell_found(span, query_bundle, retrieved.nodes)
         return retrieved.nodes

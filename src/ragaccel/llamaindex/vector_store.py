@@ -162,7 +162,7 @@ class CompressedVectorStore(BasePydanticVectorStore):
     ) -> list[BaseNode]:
         """Return the nodes that have one of the ids and pass the filters, in the order of ids."""
         found = self.collection.select(to_filter(filters, node_ids), order=node_ids)
-        return [_node(record) for record in found]
+        return [node_of(record) for record in found]
 
     def clear(self) -> None:
         """Delete every node."""
@@ -322,13 +322,14 @@ def _text(node: BaseNode) -> str | None:
     return text if type(node) is TextNode else text or None
 
 
-def _node(record: Record) -> BaseNode:
+def node_of(record: Record) -> BaseNode:
+    """Return the node that a row is."""
     return decode_node(record.payload, record.id, record.text, record.metadata)
 
 
 def _result(hits: list[Hit], similarities: list[float]) -> VectorStoreQueryResult:
     return VectorStoreQueryResult(
-        nodes=[_node(hit) for hit in hits],
+        nodes=[node_of(hit) for hit in hits],
         similarities=similarities,
         ids=[hit.id for hit in hits],
     )

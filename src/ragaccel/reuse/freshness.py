@@ -1,12 +1,22 @@
-"""Fresh by construction: a cached answer is served only if a new search would give it again.
+"""Fresh by construction: a cached answer is what a new search would give, or it is not served.
 
 An entry keeps, for every search it came from, the query, the position of the collection's change
-log, the rows found and the score of the last one. On a hit the changes since then are looked at: a
-found row that is gone, or a new row that scores high enough to enter, makes the entry stale.
+log, the rows found with some spare ones, their scores, and the floor: the score of the last of
+them. On a hit the changes since then are replayed. A row that is gone leaves, a new one that scores
+above the floor enters, and the entry holds as long as it has k rows: nothing below the floor can be
+among them. (Yi et al., "Efficient maintenance of materialized top-k views", ICDE 2003.)
+
+An answer that is one plain search is repaired. Where something stands between the search and the
+answer (maximal marginal relevance, a threshold, several searches), or where a new row scores high
+enough but a filter decides about it, the entry is stale as soon as its rows change. Scores
+that differ by no more than rounding have no provable order: the entry is stale, too. After more
+changes than the log tells of at once (1,000), it is stale without a replay. On compressed vectors
+the answer is as right as the search that made it, not the one that a new search would make.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -22,9 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ragaccel.cache.values import Body
+    from ragaccel.vectors import Changes, Hit
+    from ragaccel.vectors.spec import Metric
 
 R = TypeVar("R")
 
+#: Rows beyond those asked for: a top-10 then outlives ten deletes among its first twenty.
+SPARE: Final = 10
 _ROUNDING: Final = 1e-5
 
 
@@ -37,6 +51,15 @@ class Dependency(msgspec.Struct, array_like=True, frozen=True):
     query: bytes
     floor: float
     slots: tuple[int, ...]
+    scores: tuple[float, ...] = ()
+    k: int = 0
+    spare: int = 0
+    filtered: bool = False
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The rows that were asked for, without the spare ones."""
+        return self.slots[: self.k] if self.scores else self.slots
 
 
 class _Stored(msgspec.Struct, array_like=True, frozen=True):
@@ -56,7 +79,16 @@ def dependencies(traces: Sequence[SearchTrace]) -> tuple[Dependency, ...]:
     """Return what an answer depends on."""
     return tuple(
         Dependency(
-            trace.collection, trace.seq, trace.mark, trace.query.tobytes(), trace.floor, trace.slots
+            trace.collection,
+            trace.seq,
+            trace.mark,
+            trace.query.tobytes(),
+            trace.floor,
+            trace.slots,
+            trace.scores,
+            trace.k,
+            trace.spare,
+            trace.filtered,
         )
         for trace in traces
     )
@@ -69,7 +101,12 @@ def retell(answer: Answer[Any]) -> None:
         return
     for one in answer.dependencies:
         query = np.frombuffer(one.query, dtype=np.float32)
-        traces.append(SearchTrace(one.collection, one.seq, one.mark, query, one.floor, one.slots))
+        traces.append(
+            SearchTrace(
+                one.collection, one.seq, one.mark, query, one.floor, one.slots, one.scores,
+                one.k, one.spare, one.filtered,
+            )
+        )  # fmt: skip
 
 
 def answers(
@@ -80,6 +117,7 @@ def answers(
     *,
     documents: Callable[[R], Iterable[str]] = lambda _: (),
     shown: Callable[[R], Any] = lambda result: result,
+    rebuild: Callable[[R, list[Hit]], R] | None = None,
 ) -> Kind[Answer[R]]:
     """Return the cache kind of answers that stay right under writes.
 
@@ -90,6 +128,8 @@ def answers(
         shape: The structs' type, which stored bytes are checked against.
         documents: Gives the ids of the documents in a result, by which it can be invalidated.
         shown: Gives what a ttl policy is shown of a result.
+        rebuild: Makes a result anew from the one that was kept and the rows that a search would
+            find now; None where a result is not just the rows of one search.
     """
     result_decoder = msgspec.msgpack.Decoder(shape)
 
@@ -106,7 +146,12 @@ def answers(
         answer = Answer(unpack(result_decoder.decode(stored.result)), current)
         if current == stored.dependencies:
             return answer, None
-        return answer, _encoder.encode(_Stored(current, stored.result))
+        if all(a.answer == b.answer for a, b in zip(current, stored.dependencies, strict=True)):
+            return answer, _encoder.encode(_Stored(current, stored.result))
+        if rebuild is None or len(current) != 1:
+            raise Stale
+        repaired = Answer(rebuild(answer.result, _hits(current[0])), current)
+        return repaired, pack_answer(repaired)
 
     return Kind(
         name,
@@ -118,23 +163,77 @@ def answers(
 
 
 def _follow(dependency: Dependency) -> Dependency:
-    """Return the dependency at the collection's present position; raise `Stale` if it changed."""
+    """Return the dependency at the collection's present position; raise `Stale` if none is sure."""
     collection = find_open(dependency.collection)
     if collection is None:
         raise Stale
     if collection.position == (dependency.seq, dependency.mark):
         return dependency
     changes = collection.changes_since(dependency.seq, mark=dependency.mark)
-    if changes is None or not set(dependency.slots).isdisjoint(changes.deleted.tolist()):
+    if changes is None:
         raise Stale
-    if len(changes.upserted):
-        metric = collection.metric
-        query = prepare(np.frombuffer(dependency.query, dtype=np.float32)[None, :], metric)[0]
-        reached = scores(query, prepare(changes.vectors, metric), metric)
-        # The floor and this score may differ in the last bits for equal vectors.
-        if float(reached.max()) >= dependency.floor - _ROUNDING * (1 + abs(dependency.floor)):
+    gone = set(changes.deleted.tolist())
+    rows = {
+        s: v for s, v in zip(dependency.slots, dependency.scores, strict=False) if s not in gone
+    }
+    if not dependency.scores and not gone.isdisjoint(dependency.slots):
+        raise Stale
+    entering = _entering(dependency, changes, collection.metric)
+    if entering and (
+        dependency.filtered or not dependency.k or len(dependency.slots) != len(dependency.scores)
+    ):
+        raise Stale
+    for slot, score in entering.items():
+        if any(abs(score - one) <= _ROUNDING * (1 + abs(one)) for one in rows.values()):
             raise Stale
-    return msgspec.structs.replace(dependency, seq=changes.seq, mark=changes.mark)
+        rows[slot] = score
+    return _moved(dependency, rows, changes)
+
+
+def _entering(dependency: Dependency, changes: Changes, metric: Metric) -> dict[int, float]:
+    """Return the new rows above the floor; raise `Stale` if one is so near that it is not sure."""
+    if not len(changes.upserted):
+        return {}
+    query = prepare(np.frombuffer(dependency.query, dtype=np.float32)[None, :], metric)[0]
+    reached = scores(query, prepare(changes.vectors, metric), metric).tolist()
+    floor, entering = dependency.floor, {}
+    for slot, score in zip(changes.upserted.tolist(), reached, strict=True):
+        # Scores of equal vectors may differ in the last bits.
+        if math.isfinite(floor) and abs(score - floor) <= _ROUNDING * (1 + abs(floor)):
+            raise Stale
+        if score > floor:
+            entering[slot] = score
+    return entering
+
+
+def _moved(dependency: Dependency, rows: dict[int, float], changes: Changes) -> Dependency:
+    """Return the dependency with other rows; raise `Stale` if some below the floor may be missing.
+
+    Where fewer rows existed than were looked for, the floor is minus infinity: none is missing.
+    """
+    moved = msgspec.structs.replace(dependency, seq=changes.seq, mark=changes.mark)
+    if not dependency.scores and not rows:
+        return moved
+    if len(rows) < min(dependency.k, len(dependency.slots)) and math.isfinite(dependency.floor):
+        raise Stale
+    ranked = sorted(rows.items(), key=lambda row: (-row[1], row[0]))
+    reach, floor = dependency.k + dependency.spare, dependency.floor
+    if len(ranked) > reach:
+        ranked = ranked[:reach]
+        floor = ranked[-1][1]
+    slots, values = tuple(one for one, _ in ranked), tuple(score for _, score in ranked)
+    return msgspec.structs.replace(moved, slots=slots, scores=values, floor=floor)
+
+
+def _hits(dependency: Dependency) -> list[Hit]:
+    """Return the rows of the answer as they are stored; raise `Stale` if one is gone meanwhile."""
+    collection = find_open(dependency.collection)
+    if collection is None:
+        raise Stale
+    hits = collection.hits_at(dependency.answer, dependency.scores[: dependency.k])
+    if len(hits) != len(dependency.answer):
+        raise Stale
+    return hits
 
 
 _encoder = msgspec.msgpack.Encoder()

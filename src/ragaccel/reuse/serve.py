@@ -28,6 +28,7 @@ async def serve(
     call: Callable[[], Awaitable[R]],
     *,
     query: Any,
+    spare: int = 0,
 ) -> R:
     """Serve a retrieval from the cache, or make it and keep it with what it depends on.
 
@@ -39,13 +40,15 @@ async def serve(
         parts: Gives everything that decides the answer; raises `Uncacheable` if it cannot be told.
         call: The framework's own retrieval.
         query: What a ttl policy is shown of the question.
+        spare: Rows that searches look for beyond those asked for, where `kind` can rebuild; see
+            `ragaccel.reuse.freshness`.
     """
     if options.cache is None:
         with seam.serving(component):
             return await call()
 
     async def compute() -> Answer[R]:
-        with telemetry.stage("retrieve"), watch() as traces:
+        with telemetry.stage("retrieve"), watch(spare) as traces:
             result = await call()
         return Answer(result, dependencies(traces))
 

@@ -34,7 +34,7 @@ from ragaccel.vectors.search import Search, check_k, check_score
 from ragaccel.vectors.slab import SLAB
 from ragaccel.vectors.store import Store, settings
 from ragaccel.vectors.upkeep import Upkeep
-from ragaccel.vectors.watch import SearchTrace, watched
+from ragaccel.vectors.watch import SearchTrace, spare, watched
 
 if TYPE_CHECKING:
     import os
@@ -385,7 +385,7 @@ class VectorCollection(Forkable):
         asked = check_vectors(queries, self.dim)
         floor = check_score(min_score)
         exact = exact or self._is_exact
-        search = Search(asked, check_k(k), where, floor, exact, vectors, documents)
+        search = Search(asked, check_k(k), where, floor, exact, vectors, documents, spare())
         return self._answer(search).hits()
 
     def search_by_id(
@@ -443,7 +443,8 @@ class VectorCollection(Forkable):
         self, query: ArrayLike, k: int = 10, *, where: Filter | None = None
     ) -> list[Hit]:
         """Find the nearest rows of one query without blocking the event loop; see `search`."""
-        search = Search(check_vectors(query, self.dim), check_k(k), where, exact=self._is_exact)
+        asked = check_vectors(query, self.dim)
+        search = Search(asked, check_k(k), where, exact=self._is_exact, spare=spare())
         if not scans.is_scan(search, self._store.index):
             found = await asyncio.to_thread(self._answer, search)
             return found.hits()[0]
@@ -467,7 +468,7 @@ class VectorCollection(Forkable):
         told: dict[str, str | int | float] = {
             attributes.CODEC: index.spec.codec,
             attributes.ROWS: rows,
-            attributes.CANDIDATES: rows if search.exact else index.candidates(search.k),
+            attributes.CANDIDATES: rows if search.exact else index.candidates(search.reach),
         }
         if answers.searched < rows:
             told[attributes.SELECTIVITY] = answers.searched / rows
@@ -538,6 +539,22 @@ class VectorCollection(Forkable):
             return [found[slot] for slot in slots if slot in found]
         by_id = {record.id: record for record in found.values()}
         return [by_id[one] for one in order if one in by_id]
+
+    def hits_at(self, slots: Sequence[int], scores: Sequence[float]) -> list[Hit]:
+        """Return rows by their numbers as hits with given scores; rows that are gone are left out.
+
+        Args:
+            slots: Numbers of rows; see `Record`.
+            scores: Their scores.
+        """
+        self._follow()
+        with self._lock.read(), self._readable().db.snapshot() as db:
+            found = database.documents(db, list(slots))
+        return [
+            Hit.found(found[slot], score)
+            for slot, score in zip(slots, scores, strict=True)
+            if slot in found
+        ]
 
     def scan(self) -> Iterator[Record]:
         """Yield every row, in the order of writing."""
@@ -768,8 +785,13 @@ class VectorCollection(Forkable):
         if traces is None:
             return
         for query, (scores, slots) in zip(search.queries, found, strict=True):
-            floor = scores[-1] if len(slots) == search.k else search.min_score
-            traces.append(SearchTrace(self.id, *position, query.copy(), floor, tuple(slots)))
+            floor = scores[-1] if len(slots) == search.reach else search.min_score
+            traces.append(
+                SearchTrace(
+                    self.id, *position, query.copy(), floor, tuple(slots), tuple(scores),
+                    search.k, search.spare, search.where is not None,
+                )
+            )  # fmt: skip
 
     def _readable(self) -> Store:
         if self._closed:

@@ -39,6 +39,7 @@ class Search(NamedTuple):
         exact: Whether to compare with every vector.
         vectors: Whether hits get their raw vectors.
         documents: Whether hits get what is stored of the rows.
+        spare: Rows that are looked for beyond the k, for the watcher.
     """
 
     queries: NDArray[np.float32]
@@ -48,33 +49,40 @@ class Search(NamedTuple):
     exact: bool = False
     vectors: bool = False
     documents: bool = True
+    spare: int = 0
+
+    @property
+    def reach(self) -> int:
+        """How many rows are looked for."""
+        return self.k + self.spare
 
     def run(self, store: Store, db: sqlite3.Connection, allowed: RowSet | None) -> Answers:
         """Find the nearest rows, and read what is stored of them."""
         if store.index is None:
-            return Answers([([], []) for _ in self.queries], {}, {}, 0, store.position)
-        found = store.index.search(self.queries, self.k, allowed, exact=self.exact)
+            return Answers([([], []) for _ in self.queries], {}, {}, 0, store.position, self.k)
+        found = store.index.search(self.queries, self.reach, allowed, exact=self.exact)
         if self.min_score > ANY_SCORE:
             found = [_at_least(one, self.min_score) for one in found]
         if len(found) == 1:
-            wanted = found[0][1]
+            wanted = found[0][1][: self.k]
         else:
-            wanted = sorted({slot for _, slots in found for slot in slots})
+            wanted = sorted({slot for _, slots in found for slot in slots[: self.k]})
         raw = store.raw(db, wanted) if self.vectors else {}
         searched = store.index.live_count if allowed is None else len(allowed)
         documents = database.documents(db, wanted, whole=self.documents)
-        return Answers(found, documents, raw, searched, store.position)
+        return Answers(found, documents, raw, searched, store.position, self.k)
 
 
 class Answers(NamedTuple):
     """What is found.
 
     Attributes:
-        found: Exact scores and slots per query, nearest first.
+        found: Exact scores and slots per query, nearest first, with the spare ones.
         documents: What is stored of the rows, by slot; a row that is gone meanwhile has none.
         raw: Raw vectors by slot, where they were asked for.
         searched: How many rows there were to find.
         position: Of the change log, when it was found.
+        k: Rows per query that were asked for.
     """
 
     found: list[Found]
@@ -82,6 +90,7 @@ class Answers(NamedTuple):
     raw: dict[int, NDArray[np.float32]]
     searched: int
     position: Position
+    k: int
 
     def hits(self) -> list[list[Hit]]:
         """Return the hits of each query, nearest first."""
@@ -89,7 +98,7 @@ class Answers(NamedTuple):
         return [
             [
                 Hit.found(documents[slot], score, raw.get(slot))
-                for score, slot in zip(scores, slots, strict=True)
+                for score, slot in zip(scores[: self.k], slots[: self.k], strict=True)
                 if slot in documents
             ]
             for scores, slots in self.found

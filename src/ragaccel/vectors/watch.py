@@ -23,7 +23,11 @@ class SearchTrace:
         query: The raw query vector, float32 of shape (dim,).
         floor: Score that a new row must reach to enter the answer; minus infinity where the answer
             held fewer rows than were asked for.
-        slots: Rows of the answer.
+        slots: Rows of the answer, nearest first, and the spare ones after them.
+        scores: Of the slots; empty where the rows were not found by their scores.
+        k: Rows that were asked for.
+        spare: Rows that were looked for beyond them, by which an answer outlives deletes.
+        filtered: Whether rows had to pass a filter.
     """
 
     collection: str
@@ -32,25 +36,45 @@ class SearchTrace:
     query: NDArray[np.float32]
     floor: float
     slots: tuple[int, ...]
+    scores: tuple[float, ...] = ()
+    k: int = 0
+    spare: int = 0
+    filtered: bool = False
 
 
 _traces: ContextVar[list[SearchTrace] | None] = ContextVar("ragaccel_traces", default=None)
 
 
-class watch:  # noqa: N801 - a context manager, as those of contextlib
-    """Collect the searches that happen inside, also in threads that copy this context."""
+_spare: ContextVar[int] = ContextVar("ragaccel_spare", default=0)
 
-    __slots__ = ("_token",)
+
+class watch:  # noqa: N801 - a context manager, as those of contextlib
+    """Collect the searches that happen inside, also in threads that copy this context.
+
+    Args:
+        spare: Rows that each search looks for beyond those it returns.
+    """
+
+    __slots__ = ("_spare", "_spare_token", "_token")
+
+    def __init__(self, spare: int = 0) -> None:
+        self._spare = spare
 
     def __enter__(self) -> list[SearchTrace]:
         traces: list[SearchTrace] = []
-        self._token = _traces.set(traces)
+        self._token, self._spare_token = _traces.set(traces), _spare.set(self._spare)
         return traces
 
     def __exit__(self, *exit_: object) -> None:
         _traces.reset(self._token)
+        _spare.reset(self._spare_token)
 
 
 def watched() -> list[SearchTrace] | None:
     """Return the list that searches are to be told to, or None."""
     return _traces.get()
+
+
+def spare() -> int:
+    """Return how many rows a search is to look for beyond those it returns."""
+    return _spare.get()
