@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from ragaccel.cache import values
 from ragaccel.cache.keys import key_mark
+from ragaccel.cache.ledger import MARK_BYTES
 from ragaccel.cache.levels import Stored
 from ragaccel.cache.levels.memory import MemoryLevel
+from ragaccel.cache.values import MAX_MARKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from ragaccel.cache.levels import Level
     from ragaccel.cache.stats import Recorder
     from ragaccel.cache.terms import Terms
-    from ragaccel.cache.values import Entry
+    from ragaccel.cache.values import Body, Entry
     from ragaccel.cache.waiting import IO
 
     #: An entry, its position, and its marks with that of its key.
@@ -69,6 +71,7 @@ def glance(
     place = level.look(key)
     if place is None:
         return None
+    since = store.ledger.position()
     known: Claim | None = place.opened
     if known is None:
         unframed = values.unframe(key, place.blob)
@@ -84,10 +87,11 @@ def glance(
     if opened is None:
         level.delete_many((key,))
         return None
-    value, renewed = opened
+    value, body = opened
+    renewed = None if body is None else _renewed(terms, entry, value, body, since)
     if renewed is not None:
-        entry = entry._replace(body=renewed)
-        level.put_many((stored(key, entry, compress=False),))
+        entry = renewed
+        level.exchange(place, stored(key, entry, compress=False))
     store.recorder.hit(terms.namespace, level.name, entry)
     return Found(value, entry, level.name)
 
@@ -114,6 +118,7 @@ async def find(
         counted: Whether the statistics hear of it: not where a look-up looks once more.
     """
     missed: list[Level] = []
+    since = store.ledger.position()
     for level in store.levels if levels is None else levels:
         if counted and type(level) is MemoryLevel:
             found = glance(store, level, key, terms, fresh=fresh)
@@ -124,9 +129,10 @@ async def find(
         entry = await _read(io, store, level, key, terms, fresh=fresh, counted=counted)
         opened = None if entry is None else open_entry(store, terms, entry, counted=counted)
         if entry is not None and opened is not None:
-            value, renewed = opened
+            value, body = opened
+            renewed = None if body is None else _renewed(terms, entry, value, body, since)
             if renewed is not None:
-                entry = entry._replace(body=renewed)
+                entry = renewed
                 missed.append(level)
             if missed:
                 await write(io, store, missed, (key, entry))
@@ -245,6 +251,18 @@ def open_entry(
     if counted:
         store.recorder.count(terms.namespace, reason)
     return None
+
+
+def _renewed(terms: Terms[T], entry: Entry, value: T, body: Body, since: Position) -> Entry | None:
+    """Return what takes the place of an entry whose value was brought up to date; None for nothing.
+
+    It is struck by the documents that it holds now. What was struck before `since` was asked of the
+    old entry before that one was opened.
+    """
+    marks = terms.marks(terms.kind.documents(value))
+    if since.ledger != entry.ledger or len(marks) > MAX_MARKS * MARK_BYTES:
+        return None
+    return entry._replace(seq=since.seq, marks=marks, body=body)
 
 
 def is_worth_keeping(store: Store, key: bytes, entry: Entry) -> bool:

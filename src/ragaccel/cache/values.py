@@ -100,8 +100,8 @@ class Kind(Generic[T]):
     Attributes:
         name: Part of every key of the kind.
         pack: Gives the body; raises `Uncacheable` for a value that would not come back equal.
-        open: Gives a fresh value, and a new body if the stored one is to be replaced; raises
-            `Stale` if the value must not be served any more.
+        open: Gives a fresh value, and a new body if the stored one is to be replaced by one that is
+            right now, with what it reads now; raises `Stale` if the value must not be served.
         open_many: Gives fresh values of several bodies at once where that is faster, or None.
         documents: Gives the ids of the documents a value was made of, which it is invalidated by.
         result: Gives what the user sees of a value, for policies that look at it.

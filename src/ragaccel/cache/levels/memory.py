@@ -87,10 +87,14 @@ class MemoryLevel(Forkable):
         """Keep the entries; one that can never fit is passed over."""
         now = time.time()
         with self._lock:
-            for key, blob, expires, cost, namespace in entries:
-                size = len(blob) + self._overhead
-                entry = Entry(key, blob, expires, cost, namespace, size)
-                self._evictions += self._policy.put(entry, now)
+            for entry in entries:
+                self._put(entry, now)
+
+    def exchange(self, old: Entry, new: Stored) -> None:
+        """Keep an entry in the place of another, unless that one is no longer here."""
+        with self._lock:
+            if old in (self._window.get(old.key), self._main.get(old.key)):
+                self._put(new, time.time())
 
     def delete_many(self, keys: Sequence[bytes]) -> None:
         """Forget the keys."""
@@ -189,6 +193,12 @@ class MemoryLevel(Forkable):
 
     def __reduce__(self) -> tuple[Callable[[int], MemoryLevel], tuple[int]]:
         return partial(MemoryLevel, namespace_bytes=self.namespace_bytes), (self.max_bytes,)
+
+    def _put(self, stored: Stored, now: float) -> None:
+        key, blob, expires, cost, namespace = stored
+        size = len(blob) + self._overhead
+        entry = Entry(key, blob, expires, cost, namespace, size)
+        self._evictions += self._policy.put(entry, now)
 
     def _begin(self) -> None:
         self._policy = TinyLFU(self._bound, self.namespace_bytes)
