@@ -449,3 +449,16 @@ def test_an_answer_from_before_a_restored_backup(tmp_path):
     with VectorCollection.open(folder, metric="ip", compression="float32") as collection:
         collection.upsert(["c"], [[5.0]])
         assert serve(body) is None
+
+
+def test_changes_that_pass_a_filter():
+    """What was written and does not pass is left out; what was deleted is told in any case."""
+    with VectorCollection.open(dim=1) as collection:
+        collection.upsert(["a"], [[1]])
+        seq = collection.seq
+        collection.upsert(["b", "c"], [[2], [3]], metadata=[{"n": 1}, {"n": 2}])
+        collection.delete(["a"])
+        changes = collection.changes_since(seq, where=Field("n", "eq", 2))
+        assert changes.vectors.tolist() == [[3]]
+        assert changes.deleted.tolist() == [0]
+        assert changes.seq == collection.seq

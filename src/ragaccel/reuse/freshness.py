@@ -6,12 +6,12 @@ them. On a hit the changes since then are replayed. A row that is gone leaves, a
 above the floor enters, and the entry holds as long as it has k rows: nothing below the floor can be
 among them. (Yi et al., "Efficient maintenance of materialized top-k views", ICDE 2003.)
 
-An answer that is one plain search is repaired. Where something stands between the search and the
-answer (maximal marginal relevance, a threshold, several searches), or where a new row scores high
-enough but a filter decides about it, the entry is stale as soon as its rows change. Scores
-that differ by no more than rounding have no provable order: the entry is stale, too. After more
-changes than the log tells of at once (1,000), it is stale without a replay. On compressed vectors
-the answer is as right as the search that made it, not the one that a new search would make.
+New rows are judged by the same filter. An answer that is one plain search is repaired. Where
+something stands between the search and the answer (maximal marginal relevance, a threshold, several
+searches), the entry is stale as soon as its rows change. Scores that differ by no more than
+rounding have no provable order: the entry is stale, too. After more changes than the log tells of
+at once (1,000), it is stale without a replay. On compressed vectors the answer is as right as the
+search that made it, not the one that a new search would make.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 
 from ragaccel.cache import Kind, Stale, Uncacheable
 from ragaccel.vectors import SearchTrace, find_open
+from ragaccel.vectors.filters import Filter  # noqa: TC001 - msgspec reads the annotation
 from ragaccel.vectors.metric import prepare, scores
 from ragaccel.vectors.watch import watched
 
@@ -54,12 +55,12 @@ class Dependency(msgspec.Struct, array_like=True, frozen=True):
     scores: tuple[float, ...] = ()
     k: int = 0
     spare: int = 0
-    filtered: bool = False
+    where: Filter | None = None
 
     @property
     def answer(self) -> tuple[int, ...]:
         """The rows that were asked for, without the spare ones."""
-        return self.slots[: self.k] if self.scores else self.slots
+        return self.slots[: self.k] if self.k else self.slots
 
 
 class _Stored(msgspec.Struct, array_like=True, frozen=True):
@@ -88,7 +89,7 @@ def dependencies(traces: Sequence[SearchTrace]) -> tuple[Dependency, ...]:
             trace.scores,
             trace.k,
             trace.spare,
-            trace.filtered,
+            trace.where,
         )
         for trace in traces
     )
@@ -104,7 +105,7 @@ def retell(answer: Answer[Any]) -> None:
         traces.append(
             SearchTrace(
                 one.collection, one.seq, one.mark, query, one.floor, one.slots, one.scores,
-                one.k, one.spare, one.filtered,
+                one.k, one.spare, one.where,
             )
         )  # fmt: skip
 
@@ -136,9 +137,9 @@ def answers(
     def pack_answer(answer: Answer[R]) -> bytes:
         try:
             result = msgspec.Raw(_encoder.encode(pack(answer.result)))
+            return _encoder.encode(_Stored(answer.dependencies, result))
         except (TypeError, ValueError, OverflowError) as error:
             raise Uncacheable("value") from error
-        return _encoder.encode(_Stored(answer.dependencies, result))
 
     def open_answer(body: Body) -> tuple[Answer[R], bytes | None]:
         stored = _decoder.decode(body)
@@ -169,21 +170,17 @@ def _follow(dependency: Dependency) -> Dependency:
         raise Stale
     if collection.position == (dependency.seq, dependency.mark):
         return dependency
-    changes = collection.changes_since(dependency.seq, mark=dependency.mark)
+    changes = collection.changes_since(dependency.seq, mark=dependency.mark, where=dependency.where)
     if changes is None:
         raise Stale
     gone = set(changes.deleted.tolist())
-    rows = {
-        s: v for s, v in zip(dependency.slots, dependency.scores, strict=False) if s not in gone
-    }
-    if not dependency.scores and not gone.isdisjoint(dependency.slots):
-        raise Stale
-    entering = _entering(dependency, changes, collection.metric)
-    if entering and (
-        dependency.filtered or not dependency.k or len(dependency.slots) != len(dependency.scores)
-    ):
-        raise Stale
-    for slot, score in entering.items():
+    if not dependency.k:
+        if len(changes.upserted) or not gone.isdisjoint(dependency.slots):
+            raise Stale
+        return msgspec.structs.replace(dependency, seq=changes.seq, mark=changes.mark)
+    found = zip(dependency.slots, dependency.scores, strict=True)
+    rows = {slot: score for slot, score in found if slot not in gone}
+    for slot, score in _entering(dependency, changes, collection.metric).items():
         if any(abs(score - one) <= _ROUNDING * (1 + abs(one)) for one in rows.values()):
             raise Stale
         rows[slot] = score
@@ -211,9 +208,6 @@ def _moved(dependency: Dependency, rows: dict[int, float], changes: Changes) -> 
 
     Where fewer rows existed than were looked for, the floor is minus infinity: none is missing.
     """
-    moved = msgspec.structs.replace(dependency, seq=changes.seq, mark=changes.mark)
-    if not dependency.scores and not rows:
-        return moved
     if len(rows) < min(dependency.k, len(dependency.slots)) and math.isfinite(dependency.floor):
         raise Stale
     ranked = sorted(rows.items(), key=lambda row: (-row[1], row[0]))
@@ -222,7 +216,9 @@ def _moved(dependency: Dependency, rows: dict[int, float], changes: Changes) -> 
         ranked = ranked[:reach]
         floor = ranked[-1][1]
     slots, values = tuple(one for one, _ in ranked), tuple(score for _, score in ranked)
-    return msgspec.structs.replace(moved, slots=slots, scores=values, floor=floor)
+    return msgspec.structs.replace(
+        dependency, seq=changes.seq, mark=changes.mark, slots=slots, scores=values, floor=floor
+    )
 
 
 def _hits(dependency: Dependency) -> list[Hit]:

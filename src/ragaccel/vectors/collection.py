@@ -532,9 +532,8 @@ class VectorCollection(Forkable):
                     slot: Record.of(one, raw.get(slot))
                     for slot, one in database.documents(db, slots).items()
                 }
-            # Any new row might pass the filter: one more is asked for than was found.
             nothing = np.zeros((1, self.dim or 0), np.float32)
-            self._tell(Search(nothing, len(slots) + 1), [([], slots)], store.position)
+            self._tell(Search(nothing, 0, where), [([], slots)], store.position)
         if order is None:
             return [found[slot] for slot in slots if slot in found]
         by_id = {record.id: record for record in found.values()}
@@ -589,7 +588,12 @@ class VectorCollection(Forkable):
         return self.count()
 
     def changes_since(
-        self, seq: int, *, mark: int | None = None, limit: int = 1000
+        self,
+        seq: int,
+        *,
+        mark: int | None = None,
+        limit: int = 1000,
+        where: Filter | None = None,
     ) -> Changes | None:
         """Return what happened after a position of the change log.
 
@@ -597,6 +601,7 @@ class VectorCollection(Forkable):
             seq: The position.
             mark: Its mark, to be sure that it is this log's; see `SearchTrace`.
             limit: The most changes to return.
+            where: Leave out the rows that were written but do not pass a filter.
 
         Returns:
             The changes; None if there were more, or if the log never had that position.
@@ -610,7 +615,7 @@ class VectorCollection(Forkable):
             if mark is None:
                 return None
             asked = database.Position(seq, mark)
-            return self._settled(lambda: store.changes_since(asked, limit))
+            return self._settled(lambda: store.changes_since(asked, limit, where))
 
     def measure_recall(self, queries: int | ArrayLike = 200, k: int = 10) -> float:
         """Return the measured recall@k of a search against an exact search of the same rows.
@@ -785,11 +790,12 @@ class VectorCollection(Forkable):
         if traces is None:
             return
         for query, (scores, slots) in zip(search.queries, found, strict=True):
-            floor = scores[-1] if len(slots) == search.reach else search.min_score
+            is_full = scores and len(slots) == search.reach
+            floor = scores[-1] if is_full else search.min_score
             traces.append(
                 SearchTrace(
                     self.id, *position, query.copy(), floor, tuple(slots), tuple(scores),
-                    search.k, search.spare, search.where is not None,
+                    search.k, search.spare, search.where,
                 )
             )  # fmt: skip
 

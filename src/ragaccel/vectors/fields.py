@@ -7,7 +7,6 @@ values are taken out of the metadata by the SQL that filters use, and compared b
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ragaccel.errors import FilterError
@@ -137,8 +136,7 @@ def _looked_up(field: Field, number: int) -> Filter:
 _SIGNS: Final = {"eq": "=", "gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
-@dataclass(frozen=True)
-class _Lookup(Field):
+class _Lookup(Field, frozen=True):
     """A test of an indexed field: eq, gt, ge, lt, le, in or any.
 
     Attributes:

@@ -6,7 +6,6 @@ different types are unequal and unordered: a text is never greater than a number
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
@@ -27,8 +26,11 @@ _INT64: Final = 2**63
 Sql = tuple[str, list[Any]]
 
 
-@dataclass(frozen=True)
-class DocumentId:
+class _Form(msgspec.Struct, array_like=True, frozen=True):
+    """What can be written down with an answer, and asked of other rows later."""
+
+
+class DocumentId(_Form, frozen=True, tag="document"):
     """Stands for a metadata key: the document that a row is a part of.
 
     Attributes:
@@ -38,8 +40,7 @@ class DocumentId:
     absent: str
 
 
-@dataclass(frozen=True)
-class PayloadHead:
+class PayloadHead(_Form, frozen=True, tag="payload"):
     """Stands for a metadata key: the first line of a row's payload.
 
     Attributes:
@@ -52,8 +53,7 @@ class PayloadHead:
 Key = str | DocumentId | PayloadHead
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(_Form, frozen=True, tag="field"):
     """A test of one metadata field; `value` is a list for in, nin, any and all."""
 
     key: Key
@@ -70,8 +70,7 @@ class Field:
         return _COMPILERS[self.operator](self)
 
 
-@dataclass(frozen=True)
-class Ids:
+class Ids(_Form, frozen=True, tag="ids"):
     """Rows with one of the ids."""
 
     ids: tuple[str, ...]
@@ -82,8 +81,7 @@ class Ids:
         return "id IN (SELECT value FROM json_each(?))", [as_json(listed)]
 
 
-@dataclass(frozen=True)
-class Documents:
+class Documents(_Form, frozen=True, tag="documents"):
     """Rows that are part of one of the documents; None stands for rows of no document."""
 
     document_ids: tuple[str | None, ...]
@@ -97,8 +95,7 @@ class Documents:
         return sql, [as_json(listed)]
 
 
-@dataclass(frozen=True)
-class And:
+class And(_Form, frozen=True, tag="and"):
     """Rows that pass every part; of no parts, all rows."""
 
     parts: tuple[Filter, ...]
@@ -108,8 +105,7 @@ class And:
         return _join(self.parts, " AND ", "1")
 
 
-@dataclass(frozen=True)
-class Or:
+class Or(_Form, frozen=True, tag="or"):
     """Rows that pass any part; of no parts, none."""
 
     parts: tuple[Filter, ...]
@@ -119,8 +115,7 @@ class Or:
         return _join(self.parts, " OR ", "0")
 
 
-@dataclass(frozen=True)
-class Not:
+class Not(_Form, frozen=True, tag="not"):
     """Rows that do not pass the part."""
 
     part: Filter

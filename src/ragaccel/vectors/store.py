@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ragaccel.vectors.database import Database
+    from ragaccel.vectors.filters import Filter
     from ragaccel.vectors.records import Row
     from ragaccel.vectors.spec import CompressionSpec, Metric
 
@@ -244,7 +245,9 @@ class Store:
         rows = self.index.raw(np.array(slots, dtype=np.int64), fresh)
         return dict(zip(slots, rows, strict=True))
 
-    def changes_since(self, after: database.Position, limit: int) -> Changes | None:
+    def changes_since(
+        self, after: database.Position, limit: int, where: Filter | None = None
+    ) -> Changes | None:
         """Return what happened after a position.
 
         Returns:
@@ -263,6 +266,8 @@ class Store:
             if len(rows) > limit or self.index is None:
                 return None
             added, gone = _net(rows)
+            if where is not None and len(added):
+                added = database.slots_where(db, where, among=added.tolist())
             fresh = functools.partial(self._fresh, db)
             return Changes(*upto, added, self.index.raw(added, fresh), gone)
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ragaccel.vectors.filters import Filter
+
 
 @dataclass(frozen=True, slots=True)
 class SearchTrace:
@@ -25,9 +27,9 @@ class SearchTrace:
             held fewer rows than were asked for.
         slots: Rows of the answer, nearest first, and the spare ones after them.
         scores: Of the slots; empty where the rows were not found by their scores.
-        k: Rows that were asked for.
+        k: Rows that were asked for; 0 where all that pass the filter were.
         spare: Rows that were looked for beyond them, by which an answer outlives deletes.
-        filtered: Whether rows had to pass a filter.
+        where: The filter that rows had to pass; None for none.
     """
 
     collection: str
@@ -39,7 +41,7 @@ class SearchTrace:
     scores: tuple[float, ...] = ()
     k: int = 0
     spare: int = 0
-    filtered: bool = False
+    where: Filter | None = None
 
 
 _traces: ContextVar[list[SearchTrace] | None] = ContextVar("ragaccel_traces", default=None)
