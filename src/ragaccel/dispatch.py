@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args
 
 from ragaccel.errors import ConfigurationError, UnsupportedComponentError
-from ragaccel.wrapping.seam import Options, Precision
+from ragaccel.wrapping.seam import SPARE, Options, Precision
 from ragaccel.wrapping.transparent import unwrap
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def accelerate(
     precision: Precision = "float32",
     batch: MicroBatcher[Any, Any] | bool = False,
     semantic: Semantic | None = None,
+    spare: int = SPARE,
 ) -> T:
     """Return an object of the same class that traces and, if asked to, caches.
 
@@ -66,9 +67,10 @@ def accelerate(
     changed on the original afterwards do not. Calling it on an accelerated object replaces the
     options.
 
-    Over a `CompressedVectorStore` a cached answer is never older than the last write. Over another
-    store an entry is served until its `ttl` ends, whatever is written meanwhile, and is found again
-    only by this process unless an `identity` is given.
+    Over a `CompressedVectorStore` a cached answer is never older than the last write: that of a
+    plain search, filtered or not, is repaired by what was written since. Over another store an
+    entry is served until its `ttl` ends, whatever is written meanwhile, and is found again only by
+    this process unless an `identity` is given.
 
     Args:
         obj: A retriever, embedding model, reranker or language model of LlamaIndex or LangChain; or
@@ -94,6 +96,9 @@ def accelerate(
             with the first one.
         semantic: A `VerifiedReuse(delta=…, embed=…)`, which answers a question to a language model
             as a similar one was answered; others are not changed by it. It needs a `cache`.
+        spare: How many rows beyond those asked for a cached retrieval over a
+            `CompressedVectorStore` keeps. It outlives as many deletes among its rows; after more it
+            is searched for anew.
 
     Returns:
         An instance of the object's own class.
@@ -121,10 +126,15 @@ def accelerate(
         raise ConfigurationError(f"precision must be float32 or float16, got {precision!r}.")
     if semantic is not None and cache is None:
         raise ConfigurationError("semantic reuse needs a cache, which keeps the answers.")
+    given: Any = spare
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+        raise ConfigurationError(f"spare must be a whole number of at least 0, got {spare!r}.")
     pattern = None
     if batch:
         from ragaccel.batching import MicroBatcher
 
         pattern = MicroBatcher() if batch is True else batch
-    options = Options(cache, namespace, ttl, identity, cache_sampled, precision, pattern, semantic)
+    options = Options(
+        cache, namespace, ttl, identity, cache_sampled, precision, pattern, semantic, spare
+    )
     return cast("T", import_module(home).accelerated(obj, options))

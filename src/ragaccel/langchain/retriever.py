@@ -22,7 +22,7 @@ from ragaccel.io import run
 from ragaccel.langchain import embeddings
 from ragaccel.langchain.instrumentors import span_of
 from ragaccel.langchain.vector_store import CompressedVectorStore, document_of
-from ragaccel.reuse import SPARE, answers, serve
+from ragaccel.reuse import answers, serve
 from ragaccel.telemetry import attributes
 from ragaccel.wrapping.fingerprint import class_name, fingerprint, visible
 from ragaccel.wrapping.seam import Options, is_serving, tell_found
@@ -86,13 +86,14 @@ _DOCUMENTS: Final = _kind()
 _REPAIRED: Final = _kind(lambda _, hits: [document_of(hit) for hit in hits])
 
 
-def _kept(retriever: Any) -> tuple[Kind[Answer[list[Document]]], int]:
+def _kept(retriever: Any, options: Options) -> tuple[Kind[Answer[list[Document]]], int]:
     """Return how answers are kept, and with how many spare rows: the plain ones are repaired."""
-    if plain_class(type(retriever)) is not VectorStoreRetriever:
-        return _DOCUMENTS, 0
-    plain = type(retriever.vectorstore) is CompressedVectorStore
-    if plain and retriever.search_type == "similarity":
-        return _REPAIRED, SPARE
+    if (
+        plain_class(type(retriever)) is VectorStoreRetriever
+        and type(retriever.vectorstore) is CompressedVectorStore
+        and retriever.search_type == "similarity"
+    ):
+        return _REPAIRED, options.spare
     return _DOCUMENTS, 0
 
 
@@ -116,7 +117,7 @@ class _Retriever(_Base):
         async def call() -> list[Document]:
             return super(_Retriever, self)._get_relevant_documents(query, **given, **kwargs)  # type: ignore[safe-super]
 
-        kind, spare = _kept(self)
+        kind, spare = _kept(self, state.options)
         with _query_stage(self, state.options, run_manager) as span:
             documents = run(
                 serve(
@@ -138,7 +139,7 @@ class _Retriever(_Base):
         async def call() -> list[Document]:
             return await super(_Retriever, self)._aget_relevant_documents(query, **given, **kwargs)
 
-        kind, spare = _kept(self)
+        kind, spare = _kept(self, state.options)
         with _query_stage(self, state.options, run_manager) as span:
             documents = await serve(
                 flow.ASYNC, self, state.options, kind,

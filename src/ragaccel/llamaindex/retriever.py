@@ -22,7 +22,7 @@ from ragaccel.llamaindex import embedding
 from ragaccel.llamaindex.events import embed_stages
 from ragaccel.llamaindex.nodes import PackedNode, pack_node, unpack_node
 from ragaccel.llamaindex.vector_store import CompressedVectorStore, node_of
-from ragaccel.reuse import SPARE, answers, serve
+from ragaccel.reuse import answers, serve
 from ragaccel.telemetry import attributes
 from ragaccel.wrapping.fingerprint import class_name, fingerprint, visible
 from ragaccel.wrapping.seam import Options, is_serving, tell_found
@@ -112,13 +112,13 @@ _REPAIRED_ASYNC_NODES: Final = _kind(_unpack, _rebuild)
 _REPAIRED_SYNC_NODES: Final = _kind(_unpack_for_sync, _rebuild)
 
 
-def _spare(retriever: Any) -> int:
-    """Return how many spare rows are kept with an answer: none where it cannot be repaired."""
-    if plain_class(type(retriever)) is not VectorIndexRetriever:
-        return 0
-    plain = type(retriever._vector_store) is CompressedVectorStore
-    mode = retriever._vector_store_query_mode
-    return SPARE if plain and mode == VectorStoreQueryMode.DEFAULT else 0
+def _is_plain(retriever: Any) -> bool:
+    """Tell whether an answer is just the rows of one search, so that it can be repaired."""
+    return (
+        plain_class(type(retriever)) is VectorIndexRetriever
+        and type(retriever._vector_store) is CompressedVectorStore
+        and retriever._vector_store_query_mode == VectorStoreQueryMode.DEFAULT
+    )
 
 
 class _Retriever(_Base):
@@ -135,13 +135,13 @@ class _Retriever(_Base):
                 nodes = super(_Retriever, self)._retrieve(query_bundle)  # type: ignore[safe-super]
             return _Retrieved(nodes, query_bundle.embedding, sync=True)
 
-        spare = _spare(self)
+        plain = _is_plain(self)
         with _stage(self, state.options) as span:
             retrieved = run(
                 serve(
                     flow.SYNC, self, state.options,
-                    _REPAIRED_SYNC_NODES if spare else _SYNC_NODES, asked, call,
-                    query=query_bundle.query_str, spare=spare,
+                    _REPAIRED_SYNC_NODES if plain else _SYNC_NODES, asked, call,
+                    query=query_bundle.query_str, spare=state.options.spare if plain else 0,
                 )
             )  # fmt: skip
             tell_found(span, query_bundle, retrieved.nodes)
@@ -159,12 +159,12 @@ class _Retriever(_Base):
                 nodes = await super(_Retriever, self)._aretrieve(query_bundle)
             return _Retrieved(nodes, None, sync=False)
 
-        spare = _spare(self)
+        plain = _is_plain(self)
         with _stage(self, state.options) as span:
             retrieved = await serve(
                 flow.ASYNC, self, state.options,
-                _REPAIRED_ASYNC_NODES if spare else _ASYNC_NODES, asked, call,
-                query=query_bundle.query_str, spare=spare,
+                _REPAIRED_ASYNC_NODES if plain else _ASYNC_NODES, asked, call,
+                query=query_bundle.query_str, spare=state.options.spare if plain else 0,
             )  # fmt: skip
             tell_found(span, query_bundle, retrieved.nodes)
         return retrieved.nodes

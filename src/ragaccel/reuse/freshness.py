@@ -9,9 +9,9 @@ among them. (Yi et al., "Efficient maintenance of materialized top-k views", ICD
 New rows are judged by the same filter. An answer that is one plain search is repaired. Where
 something stands between the search and the answer (maximal marginal relevance, a threshold, several
 searches), the entry is stale as soon as its rows change. Scores that differ by no more than
-rounding have no provable order: the entry is stale, too. After more changes than the log tells of
-at once (1,000), it is stale without a replay. On compressed vectors the answer is as right as the
-search that made it, not the one that a new search would make.
+rounding have no provable order: the entry is stale, too. After a bulk load, more changes than an
+eighth of the rows, it is stale without a replay. On compressed vectors the answer is as right as
+the search that made it, not the one that a new search would make.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-#: Rows beyond those asked for: a top-10 then outlives ten deletes among its first twenty.
-SPARE: Final = 10
+#: After more changes than this, and than this share of the rows, a search costs less than a replay.
+_FEW_CHANGES: Final = 1000
+_SHARE_OF_ROWS: Final = 1 / 8
 _ROUNDING: Final = 1e-5
 
 
@@ -170,7 +171,12 @@ def _follow(dependency: Dependency) -> Dependency:
         raise Stale
     if collection.position == (dependency.seq, dependency.mark):
         return dependency
-    changes = collection.changes_since(dependency.seq, mark=dependency.mark, where=dependency.where)
+    changes = collection.changes_since(
+        dependency.seq,
+        mark=dependency.mark,
+        limit=max(_FEW_CHANGES, int(len(collection) * _SHARE_OF_ROWS)),
+        where=dependency.where,
+    )
     if changes is None:
         raise Stale
     gone = set(changes.deleted.tolist())

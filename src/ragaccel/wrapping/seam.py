@@ -34,6 +34,9 @@ _MISSING: Final[Any] = MISSING  # what is found is of any type
 
 Precision = Literal["float32", "float16"]
 
+#: A cached top-10 then outlives ten deletes among its first twenty.
+SPARE: Final = 10
+
 _NOTHING: Final[Mapping[str, str | int]] = {}
 _MODEL: Final = (("model", attributes.MODEL), ("model_name", attributes.MODEL))
 #: Of the stages that components are, which of their settings are told, and as what.
@@ -68,6 +71,7 @@ class Options:
         precision: How exactly embeddings are kept.
         batch: Joins single calls that wait at the same time; None for each by itself.
         semantic: Answers questions to a language model as similar ones were; None for never.
+        spare: Rows beyond those asked for that a cached retrieval over our own store keeps.
     """
 
     cache: MultiLevelCache | None = None
@@ -78,6 +82,7 @@ class Options:
     precision: Precision = "float32"
     batch: MicroBatcher[Any, Any] | None = None
     semantic: Semantic | None = None
+    spare: int = SPARE
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
