@@ -198,15 +198,12 @@ def _entering(dependency: Dependency, changes: Changes, metric: Metric) -> dict[
     if not len(changes.upserted):
         return {}
     query = prepare(np.frombuffer(dependency.query, dtype=np.float32)[None, :], metric)[0]
-    reached = scores(query, prepare(changes.vectors, metric), metric).tolist()
-    floor, entering = dependency.floor, {}
-    for slot, score in zip(changes.upserted.tolist(), reached, strict=True):
-        # Scores of equal vectors may differ in the last bits.
-        if math.isfinite(floor) and abs(score - floor) <= _ROUNDING * (1 + abs(floor)):
-            raise Stale
-        if score > floor:
-            entering[slot] = score
-    return entering
+    reached, floor = scores(query, prepare(changes.vectors, metric), metric), dependency.floor
+    # Scores of equal vectors may differ in the last bits.
+    if math.isfinite(floor) and (np.abs(reached - floor) <= _ROUNDING * (1 + abs(floor))).any():
+        raise Stale
+    above = np.flatnonzero(reached > floor)
+    return dict(zip(changes.upserted[above].tolist(), reached[above].tolist(), strict=True))
 
 
 def _moved(dependency: Dependency, rows: dict[int, float], changes: Changes) -> Dependency:

@@ -64,6 +64,7 @@ class Position(NamedTuple):
 _COLUMNS = "slot, id, text, metadata, document_id, payload"
 _ID_ALONE = "slot, id, NULL, '{}', NULL, NULL"
 _BUSY_SECONDS = 10.0
+_AT_A_TIME: Final = 500
 _MEMORY = ":memory:"
 _MAPPED_BYTES: Final = 1 << 40  # SQLite takes the most that it can, mostly 2 GB
 
@@ -341,11 +342,12 @@ def insert(
     _append(db, slots, live=True)
 
 
-def fresh_of(db: sqlite3.Connection, slots: Iterable[int]) -> Iterator[bytes | None]:
+def fresh_of(db: sqlite3.Connection, slots: Sequence[int]) -> Iterator[bytes | None]:
     """Yield the stored bytes of vectors that are not in the slab yet; None for others."""
-    for slot in slots:
-        row = db.execute("SELECT vector FROM fresh WHERE slot = ?", (slot,)).fetchone()
-        yield None if row is None else row[0]
+    for start in range(0, len(slots), _AT_A_TIME):
+        part = slots[start : start + _AT_A_TIME]
+        found = dict(db.execute(_select("slot, vector", len(part), "fresh"), part).fetchall())
+        yield from map(found.get, part)
 
 
 def log(db: sqlite3.Connection, after: int, upto: int, limit: int) -> list[tuple[int, int, int]]:
@@ -415,13 +417,13 @@ def documents(
     """
     columns = _COLUMNS if whole else _ID_ALONE
     found: dict[int, Document] = {}
-    for start in range(0, len(slots), 500):
-        part = slots[start : start + 500]
+    for start in range(0, len(slots), _AT_A_TIME):
+        part = slots[start : start + _AT_A_TIME]
         found.update({row[0]: row for row in db.execute(_select(columns, len(part)), part)})
     return found
 
 
 @functools.cache
-def _select(columns: str, count: int) -> str:
+def _select(columns: str, count: int, table: str = "doc") -> str:
     marks = ",".join("?" * count)
-    return f"SELECT {columns} FROM doc WHERE slot IN ({marks})"
+    return f"SELECT {columns} FROM {table} WHERE slot IN ({marks})"
