@@ -342,12 +342,13 @@ def insert(
     _append(db, slots, live=True)
 
 
-def fresh_of(db: sqlite3.Connection, slots: Sequence[int]) -> Iterator[bytes | None]:
-    """Yield the stored bytes of vectors that are not in the slab yet; None for others."""
+def fresh_of(db: sqlite3.Connection, slots: Sequence[int]) -> dict[int, bytes]:
+    """Return the stored bytes of vectors that are not in the slab yet, by their slots."""
+    found: dict[int, bytes] = {}
     for start in range(0, len(slots), _AT_A_TIME):
         part = slots[start : start + _AT_A_TIME]
-        found = dict(db.execute(_select("slot, vector", len(part), "fresh"), part).fetchall())
-        yield from map(found.get, part)
+        found.update(db.execute(_select("slot, vector", len(part), "fresh"), part).fetchall())
+    return found
 
 
 def log(db: sqlite3.Connection, after: int, upto: int, limit: int) -> list[tuple[int, int, int]]:

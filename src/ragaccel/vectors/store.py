@@ -363,10 +363,14 @@ class Store:
         """Return raw vectors that are not in the slab yet, or were moved there a moment ago."""
         assert self.index is not None  # noqa: S101 - callers have one
         slab = self.index.slab
+        wanted, stored = slots.tolist(), database.fresh_of(db, slots.tolist())
+        if len(stored) == len(wanted):
+            data = b"".join([stored[slot] for slot in wanted])
+            return np.frombuffer(data, dtype=np.float32).reshape(len(wanted), self.index.dim)
         found = np.zeros((len(slots), self.index.dim), dtype=np.float32)
-        for at, vector in enumerate(database.fresh_of(db, slots.tolist())):
-            if vector is not None:
-                found[at] = np.frombuffer(vector, dtype=np.float32)
+        for at, slot in enumerate(wanted):
+            if slot in stored:
+                found[at] = np.frombuffer(stored[slot], dtype=np.float32)
             elif isinstance(slab, FileSlab):
                 slab.extend(database.meta(db).get("slab_end", 0))
                 if slots[at] < slab.end:
