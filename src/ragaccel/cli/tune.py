@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - typer reads it
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -44,6 +44,10 @@ def tune(
     budget: Annotated[int | None, typer.Option(min=1, help="The most queries to ask.")] = None,
     k: Annotated[int, typer.Option(min=1, help="How many rows --store is asked for.")] = 10,
     concurrency: Annotated[int, typer.Option(min=1, help="Queries at a time.")] = 1,
+    pace: Annotated[
+        Literal["fastest", "recorded"],
+        typer.Option(help="Ask as fast as answers come, or when queries came."),
+    ] = "fastest",
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
     toml: Annotated[Path | None, typer.Option(help="Write the settings to this file.")] = None,
@@ -55,15 +59,15 @@ def tune(
     """
     console = Console()
     options: dict[str, Any] = {
-        "storage": study, "budget": budget, "k": k, "concurrency": concurrency, "seed": seed,
+        "storage": study, "budget": budget, "concurrency": concurrency, "seed": seed,
     }  # fmt: skip
     try:
         wanted = [] if goals is None else read_goals(goals)
         asked = Traffic.read(traffic)
         if store is not None and embed is not None:
-            report = _tune_store(store, pipeline_of(embed), asked, wanted, options)
+            report = _tune_store(store, pipeline_of(embed), asked, wanted, options, k, pace)
         elif pipeline is not None:
-            report = AutoTuner([pipeline_of(pipeline)], wanted, **options).run(asked)
+            report = AutoTuner([pipeline_of(pipeline)], wanted, **options).run(asked, pace=pace)
         else:
             raise ConfigurationError("give --store with --embed, or --pipeline.")
         if html is not None:
@@ -85,6 +89,8 @@ def _tune_store(
     traffic: Traffic,
     goals: list[Any],
     options: dict[str, Any],
+    k: int,
+    pace: Literal["fastest", "recorded"],
 ) -> TuningReport:
     queries = [one.query for one in traffic if one.query is not None]
     if len(queries) < len(traffic):
@@ -94,5 +100,10 @@ def _tune_store(
         )
     if not path.is_dir():
         raise ConfigurationError(f"there is no collection at {path}; give its folder.")
+    vectors = {one: embed(one) for one in dict.fromkeys(queries)}
     with VectorCollection.open(path) as collection:
-        return AutoTuner([collection], goals, **options).run([embed(one) for one in queries])
+
+        def ask(query: str) -> Any:
+            return collection.search(vectors[query], k)[0]
+
+        return AutoTuner([collection], goals, ask=ask, **options).run(traffic, pace=pace)

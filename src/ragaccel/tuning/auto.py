@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,8 +15,8 @@ from ragaccel.batching import pipelines
 from ragaccel.errors import ConfigurationError
 from ragaccel.tuning import certain
 from ragaccel.tuning.callbacks import Callbacks, Hooks
-from ragaccel.tuning.certain import Interval
-from ragaccel.tuning.goals import SECONDS, Goal, checked
+from ragaccel.tuning.duel import Duel
+from ragaccel.tuning.goals import THROUGHPUT, Goal, checked
 from ragaccel.tuning.guard import Guard
 from ragaccel.tuning.parts import tunables, uncached
 from ragaccel.tuning.replay import Knobs, Replay, answers
@@ -29,7 +29,7 @@ from ragaccel.tuning.traffic import Traffic
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
     from ragaccel.knobs import Knob
     from ragaccel.tuning.callbacks import Callback
@@ -37,12 +37,11 @@ if TYPE_CHECKING:
     from ragaccel.tuning.search import Found
     from ragaccel.tuning.sizes import CacheSize
 
+Pace = Literal["fastest", "recorded"]
+
 _SEARCHED: Final = 0.7
 _LEAST_QUERIES: Final = 40
 _BUDGET_EACH: Final = 40
-_LEAST_GAIN: Final = 0.03
-_ROUNDS: Final = 12
-_LEAST_ROUNDS: Final = 4
 _RECALL: Final = "recall@"
 _BATCHES: Final = "batch."
 
@@ -60,7 +59,7 @@ class AutoTuner:
         metrics: Of the user's own: by name a function of a query and its result, for a number.
         ask: What answers a query, where that is none of the components.
         k: How many rows a collection is asked for, where a collection itself is asked.
-        concurrency: Queries that are under way at a time. With one, batches are not tuned.
+        concurrency: The most queries that are under way at a time. With one, batches are not tuned.
         budget: The most queries that the search asks; by default 40 times those it is given.
         storage: A file where the study is kept and gone on with; see `Study`.
         seed: Of all that is random.
@@ -106,29 +105,38 @@ class AutoTuner:
         self._notes: list[str] = []
         self._least = np.inf
 
-    def run(self, queries: Traffic | Sequence[str] | ArrayLike) -> TuningReport:
+    def run(
+        self, queries: Traffic | Sequence[str] | ArrayLike, *, pace: Pace = "fastest"
+    ) -> TuningReport:
         """Search, compare with what was on later queries, and set what is surely better.
 
         Args:
             queries: Recorded traffic, queries in their order, or, where a collection is asked,
                 vectors of shape (n, dim). The last 30% are held out.
+            pace: "fastest" asks the next query as soon as one is answered. "recorded" asks each
+                as long after the one before it as it came in the traffic, answered or not, so that
+                latency counts from there and has the wait for those before it, of which
+                `concurrency` are answered at a time. The search asks queries in a random order, and
+                what was held out in its own; it all takes as long as the traffic did, many times.
 
         Raises:
-            ConfigurationError: No knob, too few queries, or a metric that nobody measures.
+            ConfigurationError: No knob, too few queries, a metric that nobody measures, or a pace
+                that the queries do not tell.
         """
         asked, keys = _queries(queries)
+        arrivals = self._arrivals(queries, pace)
         self._notes, self._least = [], np.inf
         knobs, earlier = Knobs(self._knobs()), round(_SEARCHED * len(asked))
         limit = [one.bound for one in self._bounds if str(one).startswith("memory_mb at most")]
         sizes = best_sizes(self._components, keys, limit[0] if limit else None)
         self._notes += map(str, sizes)
-        study = self._study(knobs, keys)
+        study = self._study(knobs, keys, pace)
         with ExitStack() as stack:
             stack.enter_context(uncached(self._components))
             stack.callback(knobs.put_back)
-            replay = self._replay(asked, knobs, sizes)
+            replay = self._replay(asked, arrivals, knobs, sizes)
             found = self._search(replay, knobs, study, earlier)
-            duel = _Duel(replay, knobs.incumbent, self._best, self._bounds)
+            duel = Duel(replay, knobs.incumbent, self._best, self._bounds)
             winner = duel.run(found, np.arange(earlier, len(asked)))
         report = self._report(knobs, found, study, duel, winner, sizes)
         if winner is not None:
@@ -184,7 +192,13 @@ class AutoTuner:
             )
         return [_with_current(one) for one in found]
 
-    def _replay(self, asked: Sequence[Any], knobs: Knobs, sizes: Sequence[CacheSize]) -> Replay:
+    def _replay(
+        self,
+        asked: Sequence[Any],
+        arrivals: Sequence[float] | None,
+        knobs: Knobs,
+        sizes: Sequence[CacheSize],
+    ) -> Replay:
         ask = self._ask()
         goals = [self._best, *self._bounds]
         depths = [_depth(one) for one in goals if one.metric.startswith(_RECALL)]
@@ -199,7 +213,7 @@ class AutoTuner:
         known = {"hit_rate": max(one.rate for one in sizes)} if sizes else {}
         replay = Replay(
             ask, asked, knobs, self._components, metrics=self._metrics, truth=truth,
-            depths=depths, known=known, concurrency=self._concurrency,
+            depths=depths, known=known, arrivals=arrivals, concurrency=self._concurrency,
         )  # fmt: skip
         one = Measured(knobs.incumbent, replay.known(knobs.incumbent))
         one.add([0], replay.measure(knobs.incumbent, np.arange(1)))
@@ -225,9 +239,27 @@ class AutoTuner:
             "none of the components can be asked a query; give ask=, a function of a query."
         )
 
-    def _study(self, knobs: Knobs, keys: Sequence[Any]) -> Study:
+    def _arrivals(self, queries: Any, pace: Pace) -> list[float] | None:
+        """Return when queries came, seconds; None where that does not matter."""
+        if pace not in get_args(Pace):
+            raise ConfigurationError(f'pace must be "fastest" or "recorded", got {pace!r}.')
+        if pace == "fastest":
+            return None
+        if not isinstance(queries, Traffic) or not queries[-1].at:
+            raise ConfigurationError(
+                'pace="recorded" needs traffic with the times at which queries came, as a '
+                "TrafficRecorder records it."
+            )
+        if any(one.metric == THROUGHPUT for one in (self._best, *self._bounds)):
+            raise ConfigurationError(
+                'at the recorded pace the throughput is that of the traffic; use pace="fastest".'
+            )
+        return [one.at for one in queries]
+
+    def _study(self, knobs: Knobs, keys: Sequence[Any], pace: Pace) -> Study:
         told = [str(one) for one in (self._best, *self._bounds)]
         told += [f"{knob.name}{knob.values}" for knob in knobs.knobs]
+        told += [pace, f"{self._concurrency} at a time"]
         digest = hashlib.blake2b("|".join([*told, *map(repr, keys)]).encode(), digest_size=8)
         return Study(
             knobs.space, seed=self._seed, storage=self._storage, problem=digest.hexdigest()
@@ -273,7 +305,7 @@ class AutoTuner:
         knobs: Knobs,
         found: Found,
         study: Study,
-        duel: _Duel,
+        duel: Duel,
         winner: Measured | None,
         sizes: Sequence[CacheSize],
     ) -> TuningReport:
@@ -315,73 +347,6 @@ class AutoTuner:
             f"the goal {missed} cannot be met for sure: the nearest setting reached {value:.4g} "
             f"({low:.4g} to {high:.4g}, in 99 of 100 cases); what was stays."
         )
-
-
-class _Duel:
-    """Compares the best settings with what was, in turn, on queries that the search did not see.
-
-    Attributes:
-        gain: By which share the winner is better, or the last one that was compared.
-        noise: By which share the same settings differ between rounds.
-        reason: Why what was stays or goes.
-    """
-
-    def __init__(
-        self, replay: Replay, incumbent: tuple[int, ...], best: Goal, bounds: Sequence[Goal]
-    ) -> None:
-        self._replay, self._incumbent, self._best, self._bounds = replay, incumbent, best, bounds
-        self.gain: Interval | None = None
-        self.noise = 0.0
-        self.reason = "what was is as good as anything that was found; it stays."
-
-    def run(self, found: Found, queries: NDArray[np.int64]) -> Measured | None:
-        """Return who is surely better and keeps the bounds on these queries too, if anybody."""
-        for one in found.ranked:
-            if one.setting == self._incumbent:
-                return None
-            challenger, incumbent, self.gain = self._rounds(one.setting, queries)
-            if not challenger.keeps(self._bounds, certain.LIKELY):
-                self.reason = "the best settings miss a goal on held-out queries; what was stays."
-                continue
-            if not incumbent.keeps(self._bounds):
-                self.reason = "what was misses a goal on held-out queries, and this keeps all."
-                return challenger
-            if self.gain.low > 0 and self.gain.value > _LEAST_GAIN:
-                self.reason = (
-                    f"{self._best.metric} is better by {self.gain.value:.1%} ({self.gain.low:.1%} "
-                    f"to {self.gain.high:.1%}) on held-out queries, and all goals are kept."
-                )
-                return challenger
-            self.reason = (
-                f"the best other settings are better by {self.gain.value:.1%} "
-                f"({self.gain.low:.1%} to {self.gain.high:.1%}) on held-out queries, which is not "
-                "surely more than 3%; what was stays."
-            )
-            return None
-        return None
-
-    def _rounds(
-        self, setting: tuple[int, ...], queries: NDArray[np.int64]
-    ) -> tuple[Measured, Measured, Interval]:
-        """Measure a setting and what was in turn, until it is sure which is better."""
-        both = [Measured(who, self._replay.known(who)) for who in (setting, self._incumbent)]
-        rounds: list[list[NDArray[np.float64]]] = []
-        means = []
-        gain = Interval(0.0, -np.inf, np.inf)
-        while len(rounds) < _ROUNDS:
-            rounds.append([np.ones(1), np.ones(1)])
-            for which in (0, 1) if len(rounds) % 2 else (1, 0):
-                who = both[which]
-                samples = self._replay.measure(who.setting, queries)
-                who.add(queries.tolist(), samples)
-                known = np.full(1, who.known.get(self._best.metric, 0.0))
-                rounds[-1][which] = samples.get(self._best.series, known)
-            means.append(float(both[1].samples[SECONDS][-len(queries) :].mean()))
-            gain = certain.gain(self._best, [(one, other) for one, other in rounds])
-            if len(rounds) >= _LEAST_ROUNDS and (gain.low > _LEAST_GAIN or gain.high < 0):
-                break
-        self.noise = float(np.std(means) / np.mean(means))
-        return both[0], both[1], gain
 
 
 def _queries(queries: Any) -> tuple[Sequence[Any], list[Any]]:

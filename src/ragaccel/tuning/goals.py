@@ -22,12 +22,12 @@ Kind = Literal["minimize", "maximize", "at_least", "at_most"]
 #: The series of seconds for each request.
 SECONDS: Final = "seconds"
 _PERCENTILES: Final = {"latency_p50": 50, "latency_p95": 95, "latency_p99": 99}
-_THROUGHPUT: Final = "throughput"
+THROUGHPUT: Final = "throughput"
 _LATENCY_MEAN: Final = "latency_mean"
 _COST: Final = "cost_per_1000"
 _OF_TARGETS: Final = {
     "query.p50": "latency_p50", "query.p95": "latency_p95", "query.p99": "latency_p99",
-    "query.throughput": _THROUGHPUT, "query.error_rate": "error_rate",
+    "query.throughput": THROUGHPUT, "query.error_rate": "error_rate",
     "cache.hit_rate": "hit_rate", "process.memory": "memory_mb",
 }  # fmt: skip
 _MB: Final = 1e6
@@ -102,7 +102,7 @@ class Goal:
     @property
     def series(self) -> str:
         """The name of the values for each request that it is computed from."""
-        timed = {*_PERCENTILES, _THROUGHPUT, _LATENCY_MEAN}
+        timed = {*_PERCENTILES, THROUGHPUT, _LATENCY_MEAN}
         if self.metric == _COST:
             return "cost"
         return SECONDS if self.metric in timed else self.metric
@@ -121,7 +121,7 @@ class Goal:
         mean: NDArray[np.float64] = np.mean(values, axis=-1)
         if self.metric == _COST:
             return 1000 * mean
-        return 1 / mean if self.metric == _THROUGHPUT else mean
+        return 1 / mean if self.metric == THROUGHPUT else mean
 
     def excess(self, value: float) -> float:
         """Return by how much a value misses the bound; 0 or less where it keeps it."""

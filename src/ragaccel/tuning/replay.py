@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,7 @@ from ragaccel.tuning.parts import parts
 from ragaccel.tuning.study import Space
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -82,7 +83,8 @@ class Replay:
         truth: For each query the ids that are right, best first; None where nobody asks for recall.
         depths: The k of each recall@k.
         known: Metrics that are equal for all settings.
-        concurrency: Queries that are under way at a time.
+        arrivals: When each query came, seconds; None to ask each when one before it is answered.
+        concurrency: The most queries that are under way at a time.
     """
 
     def __init__(
@@ -96,11 +98,13 @@ class Replay:
         truth: Sequence[Sequence[str]] | None,
         depths: Sequence[int],
         known: Mapping[str, float],
+        arrivals: Sequence[float] | None = None,
         concurrency: int = 1,
     ) -> None:
         self._ask, self._queries, self._knobs, self._components = ask, queries, knobs, components
         self._metrics, self._truth, self._depths = metrics, truth, depths
         self._always, self._concurrency = known, concurrency
+        self._gaps = None if arrivals is None else np.diff(arrivals, prepend=arrivals[0])
         self._memory: dict[Setting, float] = {}
 
     def known(self, setting: Setting) -> Mapping[str, float]:
@@ -116,13 +120,8 @@ class Replay:
         """Turn the knobs, ask some queries that do not count, and measure the others."""
         self._knobs.turn(setting)
         for at in queries[:_WARM_UP]:
-            self._timed(self._queries[at])
-        asked = [self._queries[at] for at in queries]
-        if self._concurrency == 1:
-            found = [self._timed(query) for query in asked]
-        else:
-            outcomes = gather(asked, self._timed, concurrency=self._concurrency)
-            found = [outcome.unwrap() for outcome in outcomes]
+            self._timed((self._queries[at], None))
+        found = self._all_timed(queries)
         samples = {
             SECONDS: np.array([seconds for seconds, _, _ in found]),
             "error_rate": np.array([float(failed) for _, _, failed in found]),
@@ -138,8 +137,23 @@ class Replay:
             )
         return samples
 
-    def _timed(self, query: Any) -> tuple[float, Any, bool]:
+    def _all_timed(self, queries: NDArray[np.int64]) -> list[tuple[float, Any, bool]]:
+        due: Iterable[float | None] = itertools.repeat(None)
+        if self._gaps is not None:
+            due = (time.perf_counter() + np.cumsum(self._gaps[queries])).tolist()
+        asked = zip([self._queries[at] for at in queries], due, strict=False)
+        if self._concurrency == 1:
+            return [self._timed(one) for one in asked]
+        outcomes = gather(asked, self._timed, concurrency=self._concurrency)
+        return [outcome.unwrap() for outcome in outcomes]
+
+    def _timed(self, asked: tuple[Any, float | None]) -> tuple[float, Any, bool]:
+        """Ask a query when it is due; return how long that took since then, and what came."""
+        query, due = asked
         began = time.perf_counter()
+        if due is not None:
+            time.sleep(max(0.0, due - began))
+            began = due
         try:
             result = self._ask(query)
         except Exception:  # noqa: BLE001 - a setting that fails is one that is not taken

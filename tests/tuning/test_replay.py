@@ -1,0 +1,112 @@
+"""Asking recorded queries again: as fast as they are answered, or when they came."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from ragaccel import AutoTuner, Goal, Knob
+from ragaccel.errors import ConfigurationError
+from ragaccel.tuning import Asked, Traffic
+from ragaccel.tuning.replay import Knobs, Replay
+
+QUERIES = 12
+EVERY = np.arange(QUERIES)
+
+
+class Served:
+    """Takes some milliseconds for a query, and remembers when it was asked."""
+
+    def __init__(self, seconds=0.0):
+        self.seconds = seconds
+        self.begun = []
+        self.knob = Knob("seconds", [seconds], lambda: seconds, lambda _: None)
+
+    def __call__(self, _):
+        self.begun.append(time.perf_counter())
+        time.sleep(self.seconds)
+        return []
+
+
+def replay(served, arrivals, concurrency=1):
+    return Replay(
+        served, [str(at) for at in EVERY], Knobs([served.knob]), [], metrics={}, truth=None,
+        depths=(), known={}, arrivals=arrivals, concurrency=concurrency,
+    )  # fmt: skip
+
+
+def seconds(served, arrivals, queries=EVERY, concurrency=1):
+    return replay(served, arrivals, concurrency).measure((0,), queries)["seconds"]
+
+
+def test_no_query_is_asked_before_it_came():
+    """They are asked at least as far apart as they came, in the order in which they are given."""
+    served = Served()
+    arrivals = 0.004 * EVERY**1.5
+    seconds(served, arrivals)
+    begun = np.array(served.begun[-QUERIES:])
+    assert (begun - begun[0] >= arrivals - 0.003).all()
+    gaps = np.diff(arrivals, prepend=0.0)
+    seconds(served, arrivals, EVERY[::-1])
+    begun = np.array(served.begun[-QUERIES:])
+    assert (begun - begun[0] >= np.cumsum(gaps[::-1]) - gaps[-1] - 0.003).all()
+
+
+def test_who_comes_while_others_are_served_waits():
+    """Latency counts from the arrival: where all come at once, the last one waits for all."""
+    at_once = np.zeros(QUERIES)
+    found = seconds(Served(0.01), at_once)
+    assert (np.diff(found) >= 0.01).all()
+    assert found[-1] >= QUERIES * 0.01
+    assert seconds(Served(0.01), None)[-1] < found[-1] / 2
+
+
+def test_several_are_served_at_a_time():
+    """With a thread for each, nobody waits for another one."""
+    at_once = np.zeros(QUERIES)
+    alone = seconds(Served(0.02), at_once)
+    together = seconds(Served(0.02), at_once, concurrency=QUERIES)
+    assert together.max() < alone.max() / 2
+
+
+class Turned:
+    """A pipeline whose value decides how long it takes."""
+
+    value = 8
+
+    def __call__(self, query):
+        time.sleep(0.0002 * self.value)
+        return [query]
+
+
+def traffic(gap):
+    return Traffic(Asked(gap * at, str(at), b"") for at in range(40))
+
+
+def tuner(*goals):
+    pipeline = Turned()
+    knob = Knob(
+        "value", (1, 8), lambda: pipeline.value, lambda value: setattr(pipeline, "value", value)
+    )
+    return AutoTuner([pipeline], goals, knobs=[knob], progress=False)
+
+
+def test_a_pipeline_is_tuned_at_the_recorded_pace():
+    """What cannot keep up with the traffic, as it came, is found to be slower by far."""
+    report = tuner().run(traffic(0.001), pace="recorded")
+    assert report.settings == {"value": 1}
+    assert report.gain.value > 0.7
+
+
+def test_a_pace_that_nobody_recorded_is_refused():
+    """Queries without times, all at once, or a throughput that the traffic decides."""
+    with pytest.raises(ConfigurationError, match="recorded"):
+        tuner().run([str(at) for at in range(40)], pace="recorded")
+    with pytest.raises(ConfigurationError, match="recorded"):
+        tuner().run(traffic(0.0), pace="recorded")
+    with pytest.raises(ConfigurationError, match="throughput"):
+        tuner(Goal.maximize("throughput")).run(traffic(0.001), pace="recorded")
+    with pytest.raises(ConfigurationError, match="'slow'"):
+        tuner().run(traffic(0.001), pace="slow")
