@@ -22,7 +22,10 @@ class Knob:
         set: Turns it; it takes effect with the next request.
         monotone: Whether a later value never lowers the quality and never costs less time, as with
             more candidates or probes. A search then leaves out what it can tell from neighbours.
-        rebuild: Whether turning it takes long, as where codes are made anew.
+        rebuild: Whether turning it takes long, as where codes are made anew. It is turned before
+            others, which may be of what is made.
+        bytes_at: Gives the bytes of memory that a value takes, without turning to it; None where
+            that is not known.
 
     Example:
         >>> options = {"top_k": 3}
@@ -39,6 +42,7 @@ class Knob:
     set: Callable[[Any], object]
     monotone: bool = False
     rebuild: bool = False
+    bytes_at: Callable[[Any], int] | None = None
 
     def __post_init__(self) -> None:
         values = tuple(self.values)

@@ -49,21 +49,33 @@ class Knobs:
         )
 
     def turn(self, setting: Setting) -> None:
-        """Turn those knobs that are not as a setting has them."""
-        for knob, at in zip(self.knobs, setting, strict=True):
-            if knob.get() != knob.values[at]:
-                knob.set(knob.values[at])
+        """Turn those knobs that are not as a setting has them, those of a rebuild first."""
+        for knob, at in sorted(
+            zip(self.knobs, setting, strict=True), key=lambda one: not one[0].rebuild
+        ):
+            _put(knob, knob.values[at])
 
     def put_back(self) -> None:
         """Turn all to what they were; one that fails does not keep the others from it."""
         with ExitStack() as stack:
-            for knob, value in zip(self.knobs, self.was, strict=True):
+            for knob, value in sorted(
+                zip(self.knobs, self.was, strict=True), key=lambda one: one[0].rebuild
+            ):
                 stack.callback(_put, knob, value)
 
-    def rebuilt(self, setting: Setting) -> Setting:
-        """Return what of a setting changes how much memory is taken."""
+    def untold(self, setting: Setting) -> Setting:
+        """Return a setting that must be turned to to see how much memory it takes."""
         return tuple(
-            at if knob.rebuild else -1 for knob, at in zip(self.knobs, setting, strict=True)
+            at if knob.rebuild and knob.bytes_at is None else was
+            for knob, at, was in zip(self.knobs, setting, self.incumbent, strict=True)
+        )
+
+    def more_bytes(self, setting: Setting) -> int:
+        """Return how many more bytes than what was a setting takes, as far as knobs tell."""
+        return sum(
+            knob.bytes_at(knob.values[at]) - knob.bytes_at(was)
+            for knob, at, was in zip(self.knobs, setting, self.was, strict=True)
+            if knob.bytes_at is not None and knob.values[at] != was
         )
 
     def named(self, setting: Setting) -> dict[str, Any]:
@@ -108,13 +120,16 @@ class Replay:
         self._memory: dict[Setting, float] = {}
 
     def known(self, setting: Setting) -> Mapping[str, float]:
-        """Return what takes no query: memory, and what is equal for all."""
-        rebuilt = self._knobs.rebuilt(setting)
-        if rebuilt not in self._memory:
-            if any(at >= 0 for at in rebuilt):
-                self._knobs.turn(setting)
-            self._memory[rebuilt] = memory_mb(self._components)
-        return {"memory_mb": self._memory[rebuilt], **self._always}
+        """Return what takes no query: memory, and what is equal for all.
+
+        Memory is told by arithmetic where knobs know how many bytes they take.
+        """
+        untold = self._knobs.untold(setting)
+        if untold not in self._memory:
+            self._knobs.turn(untold)
+            self._memory[untold] = memory_mb(self._components)
+        more = self._knobs.more_bytes(setting) / _MB
+        return {"memory_mb": self._memory[untold] + more, **self._always}
 
     def measure(self, setting: Setting, queries: NDArray[np.int64]) -> Samples:
         """Turn the knobs, ask some queries that do not count, and measure the others."""

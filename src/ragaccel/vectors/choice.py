@@ -133,6 +133,11 @@ def choose_spec(
     return _best(trials, recall, limit, None, strict=False).spec
 
 
+def usual(rows: int) -> list[CompressionSpec]:
+    """Return compressions that are worth trying for so many rows, the smallest first."""
+    return _ladder(_QUICK, rows)
+
+
 def build_best(
     bench: Bench,
     specs: Sequence[CompressionSpec],

@@ -694,10 +694,14 @@ class VectorCollection(Forkable):
     def tunables(self) -> tuple[Knob, ...]:
         """Return what can be turned while it is searched: candidates, and probes if it has them.
 
-        They hold until the codes are made anew, as when rows become many more.
+        Where the collection chooses its compression, that can be turned, too: other codes are made
+        while it is searched as before, and kept for as long as the knob is. All hold until the
+        codes are made anew, as when rows become many more.
         """
-        self._readable()
-        return tunables.knobs(lambda: self._store.index, self._lock)
+        asked = self._readable().settings.compression
+        chooses = asked is None and not self.read_only
+        upkeep = self._upkeep if chooses else None
+        return tunables.knobs(lambda: self._store.index, self._lock, upkeep)
 
     def figures(self) -> list[telemetry.Figure]:
         """Return the collection as metrics, as it is known to this process."""

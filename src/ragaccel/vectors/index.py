@@ -204,6 +204,11 @@ class Index:
         """The most probes that mean anything."""
         return 1 if self._segment is None else self._segment.codes.most_probes
 
+    @property
+    def segment(self) -> Segment | None:
+        """The codes there are."""
+        return self._segment
+
     def plan(self) -> Plan:
         """Return what making the segment anew takes; see `Plan`."""
         slots = np.flatnonzero(self._live[: self.slab.end])

@@ -77,8 +77,12 @@ class Plan:
         asked, slots = self.asked, self.slots
         if len(slots) < asked.compress_from or (asked.spec is not None and asked.spec.exact):
             return None
-        segment = Segment.build(self._spec(), asked.metric, self.slab, slots)
-        calibrate.set_effort(segment, exam or self.exam(), asked.recall)
+        return self.made(exam)
+
+    def made(self, exam: Exam | None = None) -> Segment:
+        """Do what `run` does, whether or not compression pays."""
+        segment = Segment.build(self._spec(), self.asked.metric, self.slab, self.slots)
+        calibrate.set_effort(segment, exam or self.exam(), self.asked.recall)
         return segment
 
     def _spec(self) -> CompressionSpec:

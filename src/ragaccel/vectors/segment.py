@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -159,6 +159,10 @@ class Segment:
             os.fsync(out.fileno())
         temporary.replace(file)
         self._stored = state
+
+    def unsaved(self) -> Self:
+        """Return the same codes, to be stored whatever lies there by now."""
+        return replace(self)
 
     def _state(self, rows_of: str, floor: float) -> object:
         """Return what changes whenever a stored segment is another one."""

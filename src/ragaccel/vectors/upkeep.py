@@ -99,6 +99,29 @@ class Upkeep:
             raise CollectionClosedError("the collection was closed meanwhile.") from error
         return choice
 
+    def encoded(self, spec: CompressionSpec) -> Segment:
+        """Return codes of all rows, with the effort that keeps the recall; nothing is held up.
+
+        Raises:
+            CollectionClosedError: The collection was closed meanwhile.
+        """
+        with self._lock.write():
+            self._store.checkpoint()
+            index = self._store.index
+            if index is None:
+                raise ConfigurationError("there are no rows to encode.")
+            plan = self._plan(index)
+        try:
+            return replace(plan, asked=replace(plan.asked, spec=spec)).made()
+        except StoppedError as error:
+            raise CollectionClosedError("the collection was closed meanwhile.") from error
+
+    def search_with(self, segment: Segment) -> None:
+        """Search with codes that are made from now on; they are stored when the rows are."""
+        with self._lock.write():
+            if self._store.index is not None:
+                self._store.index.adopt(segment.unsaved())
+
     def warm(self, files: Sequence[Path]) -> None:
         """Read files into the page cache and map the slab's pages, in the background."""
         self._warming.begin(lambda: self._warm(files))

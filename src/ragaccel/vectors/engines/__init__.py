@@ -90,5 +90,8 @@ class Engine(Protocol):
     def rows_to_train(self, spec: CompressionSpec, rows: int) -> int:
         """Return how many rows codes for `rows` rows are to be trained on; 0 where any will do."""
 
+    def bytes_of(self, spec: CompressionSpec, dim: int, rows: int) -> int:
+        """Return `Codes.bytes_used` of so many rows, without making codes."""
+
     def load(self, spec: CompressionSpec, dim: int, data: NDArray[np.uint8]) -> Codes:
         """Return codes from what `Codes.to_bytes` gave."""

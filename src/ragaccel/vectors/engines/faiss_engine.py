@@ -34,20 +34,25 @@ def train(
     spec: CompressionSpec, metric: Metric, sample: NDArray[np.float32], rows: int
 ) -> FaissCodes:
     """Return empty codes whose quantizer was trained; see `Engine`."""
-    dim = sample.shape[1]
+    codes = _untrained(spec, metric, sample.shape[1], _lists_of(spec, rows, len(sample)))
+    codes.train(sample)
+    return codes
+
+
+@lru_cache(maxsize=256)
+def bytes_of(spec: CompressionSpec, dim: int, rows: int) -> int:
+    """Return the bytes that codes of rows take; see `Engine`."""
+    return _untrained(spec, "ip", dim, _lists_of(spec, rows, rows)).bytes_of(rows)
+
+
+def _untrained(spec: CompressionSpec, metric: Metric, dim: int, lists: int) -> FaissCodes:
     kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     padded = _padded(spec, dim)
-    lists = 1
-    if spec.structure == "ivf":
-        lists = max(1, min(_lists(rows), len(sample) // _ROWS_PER_LIST))
     index = faiss.index_factory(padded, _factory(spec, padded, lists), kind)
-    if spec.structure == "hnsw":
-        index.hnsw.efConstruction = _BUILD_PROBES
-        codes: FaissCodes = GraphCodes(spec, dim, index, np.zeros(0, np.int64))
-    else:
-        codes = FaissCodes(spec, dim, index)
-    index.train(codes.transformed(sample))
-    return codes
+    if spec.structure != "hnsw":
+        return FaissCodes(spec, dim, index)
+    index.hnsw.efConstruction = _BUILD_PROBES
+    return GraphCodes(spec, dim, index, np.zeros(0, np.int64))
 
 
 def rows_to_train(spec: CompressionSpec, rows: int) -> int:
@@ -57,6 +62,12 @@ def rows_to_train(spec: CompressionSpec, rows: int) -> int:
 
 def _lists(rows: int) -> int:
     return min(_MOST_LISTS, int(rows**0.5))
+
+
+def _lists_of(spec: CompressionSpec, rows: int, trained: int) -> int:
+    if spec.structure != "ivf":
+        return 1
+    return max(1, min(_lists(rows), trained // _ROWS_PER_LIST))
 
 
 def load(spec: CompressionSpec, dim: int, data: NDArray[np.uint8]) -> FaissCodes:
@@ -94,8 +105,16 @@ class FaissCodes:
     @property
     def bytes_used(self) -> int:
         """Bytes of codes, slots and the centres of lists."""
+        return self.bytes_of(self.rows)
+
+    def bytes_of(self, rows: int) -> int:
+        """Return what `bytes_used` would be with so many rows."""
         centres = 4 * self._index.d * self._index.nlist
-        return int(self.rows * (_SLOT_BYTES + self._index.code_size) + centres)
+        return int(rows * (_SLOT_BYTES + self._index.code_size) + centres)
+
+    def train(self, sample: NDArray[np.float32]) -> None:
+        """Train the quantizer on prepared rows (n, dim)."""
+        self._index.train(self.transformed(sample))
 
     @property
     def most_probes(self) -> int:
@@ -152,11 +171,10 @@ class GraphCodes(FaissCodes):
         super().__init__(spec, dim, index)
         self._slots = slots
 
-    @property
-    def bytes_used(self) -> int:
-        """Bytes of codes, slots and links."""
+    def bytes_of(self, rows: int) -> int:
+        """Return what `bytes_used` would be with so many rows: codes, slots and links."""
         links = 2 * _LINKS * _LINK_BYTES
-        return self.rows * (_SLOT_BYTES + self._code_bytes + links)
+        return rows * (_SLOT_BYTES + self._code_bytes + links)
 
     @property
     def _code_bytes(self) -> int:
