@@ -13,8 +13,9 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import TextNode
 
-from ragaccel import MultiLevelCache, accelerate, telemetry
+from ragaccel import AutoTuner, Goal, MultiLevelCache, accelerate, telemetry
 from ragaccel import langchain as for_langchain
+from ragaccel.errors import ConfigurationError
 from ragaccel.knobs import Knob
 from ragaccel.telemetry.stage import recording
 from ragaccel.tuning.canary import Terms
@@ -156,3 +157,39 @@ def test_other_components_are_no_requests(langchain):
         with telemetry.stage("embed"):
             pass
         assert guard.trial.controls == 0
+
+
+def test_settings_of_a_tuner_are_tried_on_live_traffic(pipeline):
+    """Goals and callbacks are the tuner's, and a value that breaks a goal is taken back."""
+    model, retriever, retrieve, _ = pipeline
+    told = []
+    tuner = AutoTuner(
+        retriever,
+        [Goal.at_most("latency_p95", 0.01), Goal.at_least("recall@10", 0.9)],
+        knobs=[planted(model)], on_trial=told.append, on_rollback=told.append,
+    )  # fmt: skip
+    guard = tuner.attach({"delay": 0.02}, terms=TERMS)
+    for at in range(3000):
+        if guard.trial.state != "trying":
+            break
+        retrieve(f"question {at}")
+    guard.callbacks.wait()
+    assert [one.state for one in told] == ["trying", "rolled back"]
+    assert told[0].settings == {"delay": 0.02}
+    assert model.delay == 0.001
+    with pytest.raises(ConfigurationError, match=r"no knob 'other'; there are .*delay"):
+        tuner.attach({"other": 1})
+
+
+def test_knobs_of_components_can_be_tried_too(langchain, cache):
+    """What a report says of a cache is tried by its name."""
+    _, retriever, retrieve, _ = langchain
+    level = cache.levels[0]
+    was = level.max_bytes
+    tuner = AutoTuner(retriever)
+    with tuner.attach({"cache.memory_bytes": 2**20}, terms=Terms(shares=(0.5,))) as guard:
+        for at in range(130):
+            retrieve(f"question {at % 3}")
+        assert guard.trial.was == {"cache.memory_bytes": was}
+        assert guard.trial.canaries > 0
+    assert level.max_bytes == was

@@ -33,7 +33,7 @@ class Served:
 def replay(served, arrivals, concurrency=1):
     return Replay(
         served, [str(at) for at in EVERY], Knobs([served.knob]), [], metrics={}, truth=None,
-        depths=(), known={}, arrivals=arrivals, concurrency=concurrency,
+        depths=(), sizes={}, known={}, arrivals=arrivals, concurrency=concurrency,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragaccel import Goal
+from ragaccel.errors import ConfigurationError
 from ragaccel.tuning.distances import hit_rate, stack_distances
 from ragaccel.tuning.search import Search
 from ragaccel.tuning.study import Space, Study
@@ -125,6 +126,30 @@ def test_a_stored_study_is_gone_on_with(tmp_path):
     found = search(second, bounds, study=Study(SPACE, storage=file))
     assert found.ranked
     assert len(second.settings) < 0.5 * len(first.settings)
+
+
+@pytest.mark.parametrize("name", ["study.db", "study.log"])
+def test_what_was_measured_is_stored(tmp_path, name):
+    """In SQLite or a journal: dropped settings too, and for no other problem."""
+    bound, file = Goal.at_least("recall@10", 0.9), tmp_path / name
+    samples = {"seconds": np.array([0.5, 1.5]), "recall@10": np.array([1.0, 0.9])}
+    study = Study(SPACE, storage=file, problem="this")
+    study.add((0, 1, 2), [4, 7], samples, 1.0, {bound: -0.05}, is_dropped=False)
+    study.add((3, 0, 1), [5, 6], samples, 1.0, {bound: 0.2}, is_dropped=True)
+    stored = list(Study(SPACE, storage=file, problem="this").stored())
+    assert [(setting, queries) for setting, queries, _ in stored] == [
+        ((0, 1, 2), [4, 7]), ((3, 0, 1), [5, 6]),
+    ]  # fmt: skip
+    for _, _, found in stored:
+        np.testing.assert_equal(found, samples)
+    assert not list(Study(SPACE, storage=file, problem="another").stored())
+
+
+def test_a_file_that_cannot_be_a_study_is_refused(tmp_path):
+    """It says which file, and why."""
+    (tmp_path / "study.db").write_text("no database")
+    with pytest.raises(ConfigurationError, match=r"cannot be stored in .*study\.db"):
+        Study(SPACE, storage=tmp_path / "study.db")
 
 
 @settings(max_examples=60, deadline=None)

@@ -44,6 +44,7 @@ _LEAST_QUERIES: Final = 40
 _BUDGET_EACH: Final = 40
 _RECALL: Final = "recall@"
 _BATCHES: Final = "batch."
+_MB: Final = 1e6
 
 
 class AutoTuner:
@@ -127,8 +128,9 @@ class AutoTuner:
         arrivals = self._arrivals(queries, pace)
         self._notes, self._least = [], np.inf
         knobs, earlier = Knobs(self._knobs()), round(_SEARCHED * len(asked))
-        limit = [one.bound for one in self._bounds if str(one).startswith("memory_mb at most")]
-        sizes = best_sizes(self._components, keys, limit[0] if limit else None)
+        limits = [one.bound for one in self._bounds if str(one).startswith("memory_mb at most")]
+        least = knobs.least_more_bytes() / _MB
+        sizes = best_sizes(self._components, keys, min(filter(None, limits), default=None), least)
         self._notes += map(str, sizes)
         study = self._study(knobs, keys, pace)
         with ExitStack() as stack:
@@ -168,6 +170,7 @@ class AutoTuner:
         goals = [self._best, *self._bounds]
         told = {**self._hooks._asdict(), **options}
         turned = [(known[name], value) for name, value in changes.items()]
+        turned.sort(key=lambda one: not one[0].rebuild)
         return Guard.attach(self._components, turned, goals, **told)
 
     # -- what is tuned -----------------------------------------------------------------------------
@@ -176,6 +179,10 @@ class AutoTuner:
         found = []
         for knob in tunables(self._components):
             if knob.name.startswith(APART):
+                if knob.name.startswith("cache.ttl"):
+                    self._notes.append(
+                        f"{knob.name}: left alone; no traffic tells how long an answer stays right."
+                    )
                 continue
             if knob.name.startswith(_BATCHES) and self._concurrency == 1:
                 self._notes.append(f"{knob.name}: not tried; one query at a time makes no batches.")
@@ -213,7 +220,8 @@ class AutoTuner:
         known = {"hit_rate": max(one.rate for one in sizes)} if sizes else {}
         replay = Replay(
             ask, asked, knobs, self._components, metrics=self._metrics, truth=truth,
-            depths=depths, known=known, arrivals=arrivals, concurrency=self._concurrency,
+            depths=depths, sizes={one.level: one.size for one in sizes}, known=known,
+            arrivals=arrivals, concurrency=self._concurrency,
         )  # fmt: skip
         one = Measured(knobs.incumbent, replay.known(knobs.incumbent))
         one.add([0], replay.measure(knobs.incumbent, np.arange(1)))

@@ -70,6 +70,14 @@ class Knobs:
             for knob, at, was in zip(self.knobs, setting, self.incumbent, strict=True)
         )
 
+    def least_more_bytes(self) -> int:
+        """Return the least that `more_bytes` can be."""
+        return sum(
+            min(map(knob.bytes_at, knob.values)) - knob.bytes_at(was)
+            for knob, was in zip(self.knobs, self.was, strict=True)
+            if knob.bytes_at is not None
+        )
+
     def more_bytes(self, setting: Setting) -> int:
         """Return how many more bytes than what was a setting takes, as far as knobs tell."""
         return sum(
@@ -94,6 +102,7 @@ class Replay:
         metrics: The user's own, of a query and its result.
         truth: For each query the ids that are right, best first; None where nobody asks for recall.
         depths: The k of each recall@k.
+        sizes: Bytes that levels of caches may take, which count as full.
         known: Metrics that are equal for all settings.
         arrivals: When each query came, seconds; None to ask each when one before it is answered.
         concurrency: The most queries that are under way at a time.
@@ -109,13 +118,14 @@ class Replay:
         metrics: Mapping[str, Metric],
         truth: Sequence[Sequence[str]] | None,
         depths: Sequence[int],
+        sizes: Mapping[Any, int],
         known: Mapping[str, float],
         arrivals: Sequence[float] | None = None,
         concurrency: int = 1,
     ) -> None:
         self._ask, self._queries, self._knobs, self._components = ask, queries, knobs, components
         self._metrics, self._truth, self._depths = metrics, truth, depths
-        self._always, self._concurrency = known, concurrency
+        self._sizes, self._always, self._concurrency = sizes, known, concurrency
         self._gaps = None if arrivals is None else np.diff(arrivals, prepend=arrivals[0])
         self._memory: dict[Setting, float] = {}
 
@@ -127,7 +137,7 @@ class Replay:
         untold = self._knobs.untold(setting)
         if untold not in self._memory:
             self._knobs.turn(untold)
-            self._memory[untold] = memory_mb(self._components)
+            self._memory[untold] = memory_mb(self._components, self._sizes)
         more = self._knobs.more_bytes(setting) / _MB
         return {"memory_mb": self._memory[untold] + more, **self._always}
 
@@ -207,13 +217,19 @@ def ids_of(result: Any) -> list[str]:
     return found
 
 
-def memory_mb(components: Sequence[Any]) -> float:
-    """Return what the collections and caches of components take, in megabytes."""
+def memory_mb(components: Sequence[Any], sizes: Mapping[Any, int]) -> float:
+    """Return what the collections and caches of components take, in megabytes.
+
+    Args:
+        components: The components.
+        sizes: Bytes of levels that are to be counted with that, whatever they hold now.
+    """
     total = 0
     for one in parts(list(components)):
         stats = one.stats() if hasattr(one, "stats") else None
         total += getattr(stats, "bytes_in_memory", 0)
-        total += sum(getattr(level, "bytes_used", 0) for level in getattr(one, "levels", ()))
+        for level in getattr(one, "levels", ()):
+            total += sizes.get(level, getattr(level, "bytes_used", 0))
     return total / _MB
 
 
