@@ -22,6 +22,7 @@ _SLOWER: Final = 0.55  # of two requests alike, how often the canary may be the 
 _OF_TAIL: Final = 0.8  # what of alpha is for the tail, the rest is for pairs
 _FIRST: Final = 20
 _MOST_FAILURES: Final = 3
+_LEAST_MISSED: Final = 0.005
 _USUAL_FAILURES: Final = 0.01  # of controls: where more fail, failures are not the canary's
 
 
@@ -51,6 +52,8 @@ class Terms:
         slack: How much slower than usual a request may be; 1.1 for a tenth.
         regret: Seconds that canaries may take longer, all in all, than the requests beside them.
         warm_up: The first canaries, whose latency does not count: caches may be cold.
+        one_in: Of so many answers of canaries one is compared with exact search, beside the
+            requests, where recall is a goal.
 
     Raises:
         ConfigurationError: A number that makes no sense.
@@ -62,6 +65,7 @@ class Terms:
     slack: float = 1.1
     regret: float = 600.0
     warm_up: int = 0
+    one_in: int = 10
 
     def __post_init__(self) -> None:
         if not self.shares or not all(0 < share < 1 for share in self.shares):
@@ -83,6 +87,8 @@ class Terms:
             raise ConfigurationError(f"regret must be over zero seconds, got {self.regret!r}.")
         if self.warm_up < 0:
             raise ConfigurationError(f"warm_up must be 0 or more, got {self.warm_up!r}.")
+        if self.one_in < 1:
+            raise ConfigurationError(f"one_in must be 1 or more, got {self.one_in!r}.")
 
 
 class Canary:
@@ -94,6 +100,7 @@ class Canary:
     the others keep; or by its failures and its regret. A failed request counts as the slowest.
     It comes through to the next share if it is sure that it is the slower one in less than 55%, and
     slower than nearly all others in less than 8%. An equal one needs some 300 requests for that.
+    Where recall is a goal, it must be sure as well that it misses less than twice what it may.
     (To be sure that it is less than 3% slower it would need 12,000.)
 
     Attributes:
@@ -107,10 +114,13 @@ class Canary:
     Args:
         terms: How it is tried.
         limits: What the user wants of latency.
+        recall: What the user wants of recall, 0 to 1; None where that is no goal.
     """
 
-    def __init__(self, terms: Terms, limits: Sequence[Limit] = ()) -> None:
-        self._terms, self._limits = terms, limits
+    def __init__(
+        self, terms: Terms, limits: Sequence[Limit] = (), recall: float | None = None
+    ) -> None:
+        self._terms, self._limits, self._recall = terms, limits, recall
         self._recent: deque[float] = deque()
         self._ordered: list[float] = []
         self._last: float | None = None
@@ -165,7 +175,25 @@ class Canary:
         if self._last is not None:
             self._hear_pair(seconds, self._last)
             self._last = None
-        if self._good.is_sure and self._short.is_sure and not self.is_bad:
+        self._may_step()
+
+    def hear_recall(self, recall: float) -> None:
+        """Hear of an answer of a canary; `fault` or `step` may be another afterwards.
+
+        Args:
+            recall: Against exact search, 0 to 1.
+        """
+        if self._recall is None or self.is_bad or self.is_through:
+            return
+        may_miss = min(max(1 - self._recall, _LEAST_MISSED), 0.49)
+        self._right.hear(recall, 1 - 2 * may_miss)
+        if self._missed.hear(1 - recall, may_miss):
+            self.fault = f"its recall is under {self._recall:g}"
+        self._may_step()
+
+    def _may_step(self) -> None:
+        is_right = self._recall is None or self._right.is_sure
+        if self._good.is_sure and self._short.is_sure and is_right and not self.is_bad:
             self._next_step()
 
     def _fails_at_once(self) -> bool:
@@ -205,8 +233,10 @@ class Canary:
         if self.step:
             self.share = 1.0 if self.is_through else self._terms.shares[self.step]
         alpha = self._terms.alpha / 2 ** (self.step + 1)
-        tails = _OF_TAIL * alpha / (1 + len(self._limits))
+        tails = _OF_TAIL * alpha / (1 + len(self._limits) + (self._recall is not None))
         self._tail = Evidence(tails)
         self._broken = [Evidence(tails) for _ in self._limits]
         self._pairs = Evidence((1 - _OF_TAIL) * alpha)
-        self._good, self._short = Evidence(self._terms.doubt), Evidence(self._terms.doubt)
+        self._missed = Evidence(tails)
+        doubt = self._terms.doubt
+        self._good, self._short, self._right = Evidence(doubt), Evidence(doubt), Evidence(doubt)

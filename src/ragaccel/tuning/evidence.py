@@ -38,11 +38,11 @@ class Evidence:
         """The capital, 1 at the beginning."""
         return sum(self._capital) / len(_BETS)
 
-    def hear(self, happened: bool, share: float) -> bool:  # noqa: FBT001
+    def hear(self, happened: float, share: float) -> bool:
         """Hear of the next case.
 
         Args:
-            happened: Whether it happened.
+            happened: Whether it happened, or how much of it, 0 to 1.
             share: How often it may happen, over 0 and under 1; known before.
 
         Returns:

@@ -19,6 +19,7 @@ from ragaccel.tuning.callbacks import Callbacks, Hooks, Trial
 from ragaccel.tuning.canary import Canary, Limit, Terms
 from ragaccel.tuning.change import Change
 from ragaccel.tuning.journal import Journal
+from ragaccel.tuning.shadow import Shadow
 
 if TYPE_CHECKING:
     import os
@@ -73,7 +74,8 @@ class Guard(Forkable):
 
     Attributes:
         callbacks: Those that wait to be called.
-        unwatched: The goals that cannot be seen in live traffic, such as recall.
+        unwatched: The goals that cannot be seen in live traffic, such as recall where the pipeline
+            holds no collection.
     """
 
     unwatched: Sequence[Goal]
@@ -97,6 +99,7 @@ class Guard(Forkable):
         self._current: ContextVar[_Request | None] = ContextVar("ragaccel_guarded", default=None)
         self._judged: dict[int, _Request] = {}
         self._lock = threading.Lock()
+        self._shadow: Shadow | None = None
         self.callbacks: Final = Callbacks()
         self.unwatched = ()
         self.follow_forks()
@@ -127,7 +130,9 @@ class Guard(Forkable):
             pipeline: An accelerated component, or several: the requests are their outermost calls.
             changes: Knobs and their new values, tried together.
             goals: Bounds from above on latency_p50, latency_p95, latency_p99 and error_rate are
-                watched; others are `unwatched`.
+                watched, and bounds from below on recall where the pipeline holds a collection: one
+                in `Terms.one_in` answers of canaries is compared with exact search for that, on a
+                thread of its own. Others are `unwatched`.
             terms: How it is tried.
             journal: The path of the journal; None to remember nothing.
             timeout: Seconds after which a canary counts as failed, though it may go on.
@@ -148,13 +153,18 @@ class Guard(Forkable):
         parts = pipeline if isinstance(pipeline, (list, tuple)) else [pipeline]
         wanted = list(goals)
         limits = {one: limit for one in wanted if (limit := _limit(one)) is not None}
+        terms = terms or Terms()
+        shadow = Shadow(parts, terms.one_in)
+        recalls = [one for one in wanted if shadow.collections and _is_of_recall(one)]
+        recall = max((one.bound or 0.0 for one in recalls), default=None)
         guard = cls(
-            change, Canary(terms or Terms(), list(limits.values())), kept,
+            change, Canary(terms, list(limits.values()), recall), kept,
             Hooks(on_trial, on_improvement, on_apply, on_rollback),
             components=frozenset(type(one).__name__ for one in parts),
             timeout=timeout, session=session,
         )  # fmt: skip
-        guard.unwatched = [one for one in wanted if one not in limits]
+        guard.unwatched = [one for one in wanted if one not in limits and one not in recalls]
+        guard._shadow = shadow if recalls else None
         try:
             guard._begin()
         except BaseException:
@@ -260,6 +270,19 @@ class Guard(Forkable):
         with self._lock:
             self._judge(request, seconds)
 
+    def _is_in_canary(self) -> bool:
+        """Tell whether this context is in a request that sees the change on trial."""
+        request = self._current.get()
+        is_canary = request is not None and request.is_canary and not request.is_over
+        return is_canary and self._state == "trying"
+
+    def _hear_recall(self, recall: float) -> None:
+        with self._lock:
+            if self._state == "trying":
+                step = self._canary.step
+                self._canary.hear_recall(recall)
+                self._conclude(step)
+
     def _judge(self, request: _Request, seconds: float) -> None:
         """Hear of a judged request, once; the lock is held."""
         if self._judged.pop(id(request), None) is None:
@@ -274,6 +297,10 @@ class Guard(Forkable):
             self._turn(self._change.was)
         step = self._canary.step
         self._canary.hear_canary(seconds)
+        self._conclude(step)
+
+    def _conclude(self, step: int) -> None:
+        """Do what follows from what a canary has shown, at a step; the lock is held."""
         if self._canary.is_bad:
             self._settle("rolled back", self._canary.fault)
         elif self._canary.is_through:
@@ -347,11 +374,15 @@ class Guard(Forkable):
             ) from error
         self._is_local = change.is_local()
         telemetry.listen(self, _REQUESTS)
+        if self._shadow is not None:
+            self._shadow.begin(self._is_in_canary, self._hear_recall)
         self.callbacks.tell(self._hooks.on_trial, self.trial)
 
     def _settle(self, state: State, reason: str | None = None) -> None:
         """End the trial; what is to hold is set before anything else is done. The lock is held."""
         self._state, self._reason = state, reason
+        if self._shadow is not None:
+            self._shadow.end()
         if not self._is_local:
             self._turn(self._change.settings if state == "applied" else self._change.was)
         self._hear_no_more()
@@ -398,6 +429,10 @@ class _Guarded:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._guard.end(self, failed=kind is not None and issubclass(kind, Exception))
+
+
+def _is_of_recall(goal: Goal) -> bool:
+    return goal.kind == "at_least" and goal.metric.startswith("recall@")
 
 
 def _limit(goal: Goal) -> Limit | None:

@@ -98,6 +98,7 @@ class VectorCollection(Forkable):
         self._upkeep = Upkeep(store, self._lock)
         self._scans = scans.joined_scans()
         self._closed = self._is_exact = False
+        self._hears_answers: Callable[[Callable[[], float | None]], object] | None = None
         _open_collections.add(self)
         self.follow_forks()
         telemetry.measure(self)
@@ -456,8 +457,31 @@ class VectorCollection(Forkable):
     def _tell_all(self, span: telemetry.Stage, search: Search, answers: Answers) -> None:
         """Tell the caller's watcher, and the stage, what was found."""
         self._tell(search, answers.found, answers.position)
+        if self._hears_answers is not None and not search.exact:
+            self._hears_answers(functools.partial(self._recall_of, search, answers))
         if span is not telemetry.OFF:
             span.set(self._told(search, answers))
+
+    def hear_answers(self, hear: Callable[[Callable[[], float | None]], object] | None) -> None:
+        """Let someone hear of each answer that is not exact, for a measure of live recall.
+
+        Args:
+            hear: Gets a function that compares the answer with that of an exact search: it takes as
+                long as one, and returns the recall, or None where rows have changed since. None for
+                nobody, as at first.
+        """
+        self._hears_answers = hear
+
+    def _recall_of(self, search: Search, answers: Answers) -> float | None:
+        right = self._make(search._replace(exact=True))
+        wanted = [set(slots) for _, slots in right.found]
+        if right.position != answers.position or not any(wanted):
+            return None
+        found = sum(
+            len(one.intersection(slots))
+            for one, (_, slots) in zip(wanted, answers.found, strict=True)
+        )
+        return found / sum(map(len, wanted))
 
     def _told(self, search: Search, answers: Answers) -> dict[str, str | int | float]:
         """Return what the stage of a search tells; what is as usual is left out."""
