@@ -18,7 +18,7 @@ from ragaccel import (
 )
 from ragaccel.cache import MemoryLevel
 from ragaccel.errors import ConfigurationError
-from ragaccel.tuning import Traffic, tunables
+from ragaccel.tuning import Asked, Traffic, tunables
 
 DIM, ROWS = 48, 4500
 
@@ -136,6 +136,86 @@ def test_what_was_is_put_back_after_an_exception(error):
         tuner(pipeline, Goal.at_least("quality", 0.5), metrics={"quality": broken}).run(QUERIES)
     assert 1 in pipeline.seen
     assert pipeline.value == 4
+
+
+def test_improvements_are_told():
+    """Each is better than all before, and keeps the bounds; measurements are told of all."""
+    trials, better = [], []
+    pipeline = Planted(4)
+    goals = [Goal.minimize("price"), Goal.at_least("quality", 0.9)]
+    metrics = {
+        "price": lambda *_: float(10 - pipeline.value),
+        "quality": lambda *_: 0.5 if pipeline.value == 4 else 1.0,
+    }
+    knob = knob_of(pipeline, (1, 2, 3, 4))
+    AutoTuner(
+        [pipeline], goals, knobs=[knob], metrics=metrics, progress=False,
+        on_trial=trials.append, on_improvement=better.append,
+    ).run(QUERIES)  # fmt: skip
+    prices = [row.metrics["price"].value for row in better]
+    assert prices == sorted(set(prices), reverse=True)
+    assert prices[-1] == 7.0
+    assert {row.settings["work"] for row in trials} == {1, 2, 3, 4}
+    assert pipeline.value == 3
+
+
+def test_no_more_is_asked_than_allowed():
+    """The budget of the search is the user's."""
+    assert 0 < tuner(Planted(4), budget=150).run(QUERIES).spent <= 150
+
+
+def test_a_value_that_no_knob_names_is_one_to_keep():
+    """What is set now is tried beside the others, and told as what was."""
+    pipeline = Planted(2)
+    report = tuner(pipeline).run(QUERIES)
+    assert report.was == {"work": 2}
+    assert {row.settings["work"] for row in report.rows} == {1, 2, 4}
+
+
+def test_a_study_is_of_one_traffic_and_pace(tmp_path):
+    """The same one is gone on with; of other queries, or another concurrency, nothing is known."""
+    file = tmp_path / "study.log"
+    quality = Goal.at_least("quality", 0.5)
+
+    def spent(queries, **options):
+        goals = [Goal.minimize("quality"), quality]
+        metrics = {"quality": lambda *_: 1.0}
+        return tuner(
+            Planted(4), *goals, metrics=metrics, storage=file, budget=150, **options
+        ).run(queries).spent  # fmt: skip
+
+    first = spent(QUERIES)
+    assert spent(QUERIES) < first
+    assert spent([f"other {query}" for query in QUERIES]) == first
+    assert spent(QUERIES, concurrency=2) == first
+
+
+def test_batches_are_not_tried_one_query_at_a_time():
+    """The report says so."""
+    batcher, pipeline = MicroBatcher(max_size=8), Planted(1)
+    report = AutoTuner(
+        [batcher, pipeline], knobs=[knob_of(pipeline)], ask=pipeline, progress=False
+    ).run(QUERIES)
+    assert "batch.max_size" not in report.settings
+    assert any(note.startswith("batch.max_size: not tried") for note in report.notes)
+
+
+def test_a_cache_does_not_answer_while_it_is_tuned():
+    """Each query is asked anew, and nothing is kept of it; afterwards the cache is there again."""
+    from langchain_core.embeddings import DeterministicFakeEmbedding
+    from langchain_core.vectorstores import InMemoryVectorStore
+
+    from ragaccel import accelerate
+
+    store = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
+    store.add_texts(["east", "west"])
+    level = MemoryLevel(2**20)
+    retriever = accelerate(store.as_retriever(), cache=MultiLevelCache([level]))
+    unused = Planted(1)
+    AutoTuner(retriever, knobs=[knob_of(unused)], progress=False, budget=150).run(QUERIES[:40])
+    assert len(level) == 0
+    retriever.invoke("which way?")
+    assert len(level) > 0
 
 
 def test_a_callback_that_raises_touches_nothing(caplog):
@@ -262,3 +342,8 @@ def test_too_few_queries_and_no_knobs_are_refused():
         AutoTuner([Planted()], progress=False).run(QUERIES)
     with pytest.raises(ConfigurationError, match="nobody measures 'quality'"):
         tuner(Planted(), Goal.at_least("quality", 1.0)).run(QUERIES)
+    with pytest.raises(ConfigurationError, match="recorded without its queries"):
+        tuner(Planted()).run(Traffic(Asked(float(at), None, b"key") for at in range(60)))
+    twice = [knob_of(Planted()), knob_of(Planted())]
+    with pytest.raises(ConfigurationError, match="the same name"):
+        AutoTuner([Planted()], knobs=twice, progress=False).run(QUERIES)

@@ -48,6 +48,8 @@ def test_only_one_goal_can_be_best():
     ("goal", "expected"),
     [
         (Goal.minimize("latency_p50"), 2.5),
+        (Goal.minimize("latency_p95"), 3.85),
+        (Goal.minimize("latency_p99"), 3.97),
         (Goal.minimize("latency_mean"), 2.5),
         (Goal.maximize("throughput"), 0.4),
         (Goal.at_most("cost_per_1000", 1), 2500.0),

@@ -93,6 +93,53 @@ def test_an_impossible_goal_ranks_nobody_and_names_the_nearest():
     assert found.nearest(bounds).setting[0] == 3
 
 
+class Ladder:
+    """Codecs with ever more probes, without noise: of each query a share of rows is found."""
+
+    def __init__(self, recalls, seconds):
+        self.recalls, self._seconds, self.measured = recalls, seconds, set()
+
+    def known(self, _):
+        return {}
+
+    def measure(self, setting, queries):
+        self.measured.add(setting)
+        codec, probes = setting
+        return {
+            "seconds": np.full(len(queries), self._seconds[codec] * (1 + probes)),
+            "recall@10": np.where(queries % 10 < 10 * self.recalls[codec][probes], 1.0, 0.0),
+        }
+
+
+def climb(ladder, **options):
+    space = Space(("codec", "probes"), (len(ladder.recalls), 9), (False, True))
+    bounds = [Goal.at_least("recall@10", 0.6)]
+    return Search(
+        space, ladder, BEST, bounds, queries=QUERIES, budget=10**6, study=Study(space), **options
+    ).run()
+
+
+def test_what_finds_too_little_takes_those_with_fewer_probes_with_it():
+    """They are never measured; those with more are, and the first that finds enough is best."""
+    ladder = Ladder([[0.1] * 7 + [1.0] * 2], [1.0])
+    assert climb(ladder).ranked[0].setting == (0, 7)
+    assert not {(0, probes) for probes in range(4)} & ladder.measured
+
+
+def test_what_finds_enough_takes_those_with_more_probes_with_it():
+    """They find as much, and are slower."""
+    ladder = Ladder([[0.1] + [1.0] * 8], [1.0])
+    assert climb(ladder).ranked[0].setting == (0, 1)
+    assert not {(0, probes) for probes in range(5, 9)} & ladder.measured
+
+
+def test_what_is_far_too_slow_takes_those_with_more_probes_with_it():
+    """Also where it is not sure that it finds enough."""
+    ladder = Ladder([[1.0] * 9, [0.7] * 9], [1.0, 50.0])
+    assert climb(ladder, incumbent=(0, 0)).ranked[0].setting == (0, 0)
+    assert not {(1, probes) for probes in range(5, 9)} & ladder.measured
+
+
 def test_the_budget_is_kept():
     """No more queries are asked than were allowed."""
     world = World()
