@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -156,3 +157,42 @@ def test_a_listener_may_need_some_stages_only(monkeypatch):
     assert telemetry.stage("query") is telemetry.OFF
     assert needs_some.started_names[0] == "query"
     assert needs_all.started_names == ["embed"]
+
+
+class _Brief:
+    """Hears of stages, and needs no more than their name and error."""
+
+    def __init__(self):
+        self.heard = []
+
+    def started(self, stage):
+        self.heard.append((stage.name, stage.attributes["ragaccel.component"]))
+
+    def ended(self, stage):
+        self.heard.append((stage.name, stage.error))
+
+
+def test_who_needs_little_costs_little():
+    """A stage takes in nothing that nobody needs, until somebody does."""
+    brief, other = _Brief(), _Brief()
+    told = {"ragaccel.component": "Engine"}
+    telemetry.listen(brief, ["query"], brief=True)
+    try:
+        with contextlib.suppress(LookupError), telemetry.stage("query", told) as opened:
+            assert opened is telemetry.OFF
+            telemetry.listen(other)
+            raise LookupError
+        assert brief.heard == [("query", "Engine"), ("query", "LookupError")]
+        assert other.heard == []
+        with telemetry.stage("query", told) as opened:
+            assert opened is not telemetry.OFF
+        telemetry.unlisten(other)
+        streamed = telemetry.stage("query", told).begin()
+        with streamed.turn():
+            pass
+        streamed.end()
+    finally:
+        telemetry.unlisten(brief)
+        telemetry.unlisten(other)
+    assert brief.heard[2:] == 2 * [("query", "Engine"), ("query", None)]
+    assert other.heard == [("query", "Engine"), ("query", None)]

@@ -245,6 +245,42 @@ _Off.__enter__ = staticmethod(partial(next, repeat(OFF)))  # type: ignore[method
 _Off.__exit__ = "".format  # type: ignore[method-assign, assignment]
 
 
+class _Brief(Stage):
+    """A stage for those alone who hear that it begins and how it ends; it takes in nothing else."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self, name: str, values: Attributes) -> None:
+        self.name, self.attributes = name, values  # type: ignore[assignment]
+        self.error = self.parent = self.span = None
+        self.serves, self._told = (), _listeners
+
+    def __enter__(self) -> Stage:
+        self.begin()
+        return OFF
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.end(error)
+
+    def set(self, values: Attributes) -> None:
+        pass
+
+    def begin(self) -> Self:
+        for listener in self._told:
+            _tell(listener.started, self)
+        return self
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        yield
+
+    def end(self, error: BaseException | None = None) -> None:
+        if isinstance(error, Exception):
+            self.error = type(error).__qualname__
+        for listener in self._told:
+            _tell(listener.ended, self)
+
+
 class Listener(Protocol):
     """Hears of every stage of this process, sampled or not, in the thread that is in it.
 
@@ -265,20 +301,25 @@ class _Every:
         return True
 
 
-_listening: tuple[tuple[Listener, frozenset[str] | None], ...] = ()
+_listening: tuple[tuple[Listener, frozenset[str] | None, bool], ...] = ()
 _listeners: tuple[Listener, ...] = ()
 _heard: Container[str] = ()
+#: Whether all listeners are `brief`.
+_is_brief = True
 
 
-def listen(listener: Listener, stages: Iterable[str] | None = None) -> None:
+def listen(listener: Listener, stages: Iterable[str] | None = None, *, brief: bool = False) -> None:
     """Tell a listener of stages from now on.
 
     Args:
         listener: The listener.
         stages: The names of those that it needs, so that others cost nothing for its sake; it may
             be told of others all the same. None for all.
+        brief: It needs no more of a stage than its name, the attributes known at its start, and
+            the error. Where nobody needs more, a stage costs less.
     """
-    _set_listening((*_listening, (listener, None if stages is None else frozenset(stages))))
+    names = None if stages is None else frozenset(stages)
+    _set_listening((*_listening, (listener, names, brief)))
 
 
 def unlisten(listener: Listener) -> None:
@@ -286,12 +327,13 @@ def unlisten(listener: Listener) -> None:
     _set_listening(tuple(one for one in _listening if one[0] is not listener))
 
 
-def _set_listening(listening: tuple[tuple[Listener, frozenset[str] | None], ...]) -> None:
-    global _listening, _listeners, _heard  # noqa: PLW0603 - as there is one tracer provider
-    names = [stages for _, stages in listening if stages is not None]
+def _set_listening(listening: tuple[tuple[Listener, frozenset[str] | None, bool], ...]) -> None:
+    global _listening, _listeners, _heard, _is_brief  # noqa: PLW0603 - as there is one provider
+    names = [stages for _, stages, _ in listening if stages is not None]
+    _is_brief = all(brief for *_, brief in listening)
     hears_all = len(names) < len(listening)
     _heard = _Every() if hears_all else frozenset[str]().union(*names)
-    _listeners = tuple(listener for listener, _ in listening)
+    _listeners = tuple(listener for listener, *_ in listening)
     _listening = listening
 
 
@@ -367,6 +409,8 @@ def stage(
     tracer = _tracer(context)
     if tracer is None and not _is_told(name):
         return OFF
+    if _is_brief and tracer is None and not serves and not _has_meters():
+        return _Brief(name, values)
     return Stage(name, values, context, serves, tracer)
 
 

@@ -357,7 +357,7 @@ class Guard(Forkable):
             if last.state == "applied":
                 self._is_local = self._change.is_local()
                 if self._is_local:
-                    telemetry.listen(self, _REQUESTS)
+                    telemetry.listen(self, _REQUESTS, brief=True)
 
     def _try(self) -> None:
         change = self._change
@@ -373,7 +373,7 @@ class Guard(Forkable):
                 f"({type(error).__name__}: {error}); leave out journal=, or give JSON values."
             ) from error
         self._is_local = change.is_local()
-        telemetry.listen(self, _REQUESTS)
+        telemetry.listen(self, _REQUESTS, brief=True)
         if self._shadow is not None:
             self._shadow.begin(self._is_in_canary, self._hear_recall)
         self.callbacks.tell(self._hooks.on_trial, self.trial)
