@@ -148,7 +148,7 @@ def test_improvements_are_told():
         "quality": lambda *_: 0.5 if pipeline.value == 4 else 1.0,
     }
     knob = knob_of(pipeline, (1, 2, 3, 4))
-    AutoTuner(
+    report = AutoTuner(
         [pipeline], goals, knobs=[knob], metrics=metrics, progress=False,
         on_trial=trials.append, on_improvement=better.append,
     ).run(QUERIES)  # fmt: skip
@@ -156,6 +156,7 @@ def test_improvements_are_told():
     assert prices == sorted(set(prices), reverse=True)
     assert prices[-1] == 7.0
     assert {row.settings["work"] for row in trials} == {1, 2, 3, 4}
+    assert [row.settings["work"] for row in report.rows] == [3, 2, 1, 4]
     assert pipeline.value == 3
 
 
