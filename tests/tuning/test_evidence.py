@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragaccel.tuning.evidence import Evidence
+from ragaccel.tuning.evidence import Evidence, are_sure
 
 SHARES = st.sampled_from([0.01, 0.05, 0.25, 0.45, 0.55, 0.92])
 
@@ -62,3 +62,27 @@ def test_what_is_wrong_is_found(share, real, within):
         evidence = Evidence(0.01)
         found += any(evidence.hear(bool(happened), share) for happened in stream)
     assert found >= 180
+
+
+def test_evidence_taken_together_gives_false_alarms_as_rarely():
+    """Of streams that keep three shares at once, one piece after another, 5% alarm at most."""
+    random, shares = np.random.default_rng(2), (0.01, 0.05, 0.2)
+    alarms = 0
+    for stream in random.random((300, 300)):
+        several = [Evidence(0.05) for _ in shares]
+        for drawn in stream:
+            for evidence, share in zip(several, shares, strict=True):
+                evidence.hear(bool(drawn < share), share)
+            if are_sure(several):
+                alarms += 1
+                break
+    assert 0 < alarms <= 0.05 * 300 + 3 * (300 * 0.05 * 0.95) ** 0.5
+
+
+def test_one_piece_that_is_very_sure_makes_all_sure():
+    """What shows in a single one is not lost among the others."""
+    several = [Evidence(0.05) for _ in range(3)]
+    for _ in range(40):
+        several[0].hear(True, 0.2)
+    assert are_sure(several)
+    assert not are_sure(several[1:])

@@ -28,7 +28,5 @@ class Living(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """Go through those who live at this moment."""
-        for reference in list(self._references):
-            member = reference()
-            if member is not None:
-                yield member
+        members = [reference() for reference in list(self._references)]
+        return iter([member for member in members if member is not None])

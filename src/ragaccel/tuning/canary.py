@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ragaccel.errors import ConfigurationError
-from ragaccel.tuning.evidence import Evidence
+from ragaccel.tuning.evidence import Evidence, are_sure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_CONTROLS: Final = 200  # that the tail is known from
+_CONTROLS: Final = 400  # that the tail is known from
 _LEAST_CONTROLS: Final = 100
 _TAIL: Final = 0.05
+_TAILS: Final = (0.2, _TAIL, 0.01)
 _LONG_TAIL: Final = 0.08
 _SLOWER: Final = 0.55  # of two requests alike, how often the canary may be the slower one
 _OF_TAIL: Final = 0.8  # what of alpha is for the tail, the rest is for pairs
@@ -94,10 +95,11 @@ class Terms:
 class Canary:
     """Judges a canary by how long its requests take; it knows no clock and changes no setting.
 
-    It is bad if more than 5% of its requests are slower than nearly all (95%) of the last 200
-    others, by more than the slack; if of pairs that came one after the other, it is the slower one
-    in more than 55%, which holds however the load changes for both; if it breaks a limit that
-    the others keep; or by its failures and its regret. A failed request counts as the slowest.
+    It is bad if more than 20%, 5% or 1% of its requests are slower than the other 80%, 95% or 99%
+    of the last 400 others, by more than the slack; if of pairs that came one after the other, it is
+    the slower one in more than 55%, which holds however the load changes for both; if it breaks a
+    limit that the others keep; or by its failures and its regret. A failed request counts as the
+    slowest.
     It comes through to the next share if it is sure that it is the slower one in less than 55%, and
     slower than nearly all others in less than 8%. An equal one needs some 300 requests for that.
     Where recall is a goal, it must be sure as well that it misses less than twice what it may.
@@ -170,7 +172,7 @@ class Canary:
             self.fault = f"{self._failures} of its first {self.canaries} requests failed"
         if self.is_bad or self.canaries <= self._terms.warm_up:
             return
-        self._hear_tail(seconds)
+        self._hear_tails(seconds)
         self._hear_limits(seconds)
         if self._last is not None:
             self._hear_pair(seconds, self._last)
@@ -202,13 +204,19 @@ class Canary:
         failed = len(self._ordered) - bisect_left(self._ordered, math.inf)
         return failed <= _USUAL_FAILURES * len(self._ordered)
 
-    def _hear_tail(self, seconds: float) -> None:
-        rank = max(1, int(_TAIL * (len(self._ordered) + 1)))
-        usual = self._ordered[-rank]
-        is_long = seconds > self._terms.slack * usual
-        self._short.hear(not is_long, 1 - _LONG_TAIL)
-        if self._tail.hear(is_long, _TAIL):
+    def _hear_tails(self, seconds: float) -> None:
+        for share, evidence in zip(_TAILS, self._tails, strict=True):
+            is_long = self._is_long(seconds, share)
+            evidence.hear(is_long, share)
+            if share == _TAIL:
+                self._short.hear(not is_long, 1 - _LONG_TAIL)
+        if are_sure(self._tails):
             self.fault = "too many of its requests are slower than nearly all others"
+
+    def _is_long(self, seconds: float, share: float) -> bool:
+        """Tell whether a request takes longer than all but a share of the others."""
+        rank = max(1, int(share * (len(self._ordered) + 1)))
+        return seconds > self._terms.slack * self._ordered[-rank]
 
     def _hear_limits(self, seconds: float) -> None:
         for limit, evidence in zip(self._limits, self._broken, strict=True):
@@ -234,7 +242,7 @@ class Canary:
             self.share = 1.0 if self.is_through else self._terms.shares[self.step]
         alpha = self._terms.alpha / 2 ** (self.step + 1)
         tails = _OF_TAIL * alpha / (1 + len(self._limits) + (self._recall is not None))
-        self._tail = Evidence(tails)
+        self._tails = [Evidence(tails) for _ in _TAILS]
         self._broken = [Evidence(tails) for _ in self._limits]
         self._pairs = Evidence((1 - _OF_TAIL) * alpha)
         self._missed = Evidence(tails)

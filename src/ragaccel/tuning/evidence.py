@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: How much is bet on the next one, per unit of surprise; small differences need small bets.
 _BETS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -25,11 +28,12 @@ class Evidence:
         alpha: The chance of a false alarm.
     """
 
-    __slots__ = ("_capital", "_line", "heard", "is_sure")
+    __slots__ = ("_capital", "_line", "alpha", "heard", "is_sure")
 
     def __init__(self, alpha: float) -> None:
         self._capital = [1.0] * len(_BETS)
         self._line = len(_BETS) / alpha
+        self.alpha = alpha
         self.heard = 0
         self.is_sure = False
 
@@ -56,3 +60,12 @@ class Evidence:
         self.heard += 1
         self.is_sure = self.is_sure or sum(self._capital) >= self._line
         return self.is_sure
+
+
+def are_sure(several: Sequence[Evidence]) -> bool:
+    """Tell whether pieces of evidence of one alpha are sure together.
+
+    The mean of e-processes is one, too: that any of it comes about by chance has a chance of alpha.
+    """
+    capital = sum(one.value for one in several) / len(several)
+    return capital >= 1 / several[0].alpha
