@@ -83,12 +83,12 @@ def traffic(gap):
     return Traffic(Asked(gap * at, str(at), b"") for at in range(40))
 
 
-def tuner(*goals):
+def tuner(*goals, **options):
     pipeline = Turned()
     knob = Knob(
         "value", (1, 8), lambda: pipeline.value, lambda value: setattr(pipeline, "value", value)
     )
-    return AutoTuner([pipeline], goals, knobs=[knob], progress=False)
+    return AutoTuner([pipeline], goals, knobs=[knob], progress=False, **options)
 
 
 def test_a_pipeline_is_tuned_at_the_recorded_pace():
@@ -96,6 +96,16 @@ def test_a_pipeline_is_tuned_at_the_recorded_pace():
     report = tuner().run(traffic(0.001), pace="recorded")
     assert report.settings == {"value": 1}
     assert report.gain.value > 0.7
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_throughput_counts_what_is_answered_at_the_same_time(concurrency):
+    """It is as many requests a second as are under way in the time of one (Little's law)."""
+    goals = [Goal.maximize("throughput"), Goal.at_most("latency_mean", 10)]
+    queries = [str(at) for at in range(40)]
+    for row in tuner(*goals, concurrency=concurrency).run(queries).rows:
+        under_way = row.metrics["throughput"].value * row.metrics["latency_mean"].value
+        assert under_way == pytest.approx(concurrency, rel=1e-6)
 
 
 def test_a_pace_that_nobody_recorded_is_refused():

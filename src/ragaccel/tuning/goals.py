@@ -21,6 +21,8 @@ Kind = Literal["minimize", "maximize", "at_least", "at_most"]
 
 #: The series of seconds for each request.
 SECONDS: Final = "seconds"
+#: The series of seconds for each request, divided by how many were under way.
+SECONDS_EACH: Final = "seconds_each"
 _PERCENTILES: Final = {"latency_p50": 50, "latency_p95": 95, "latency_p99": 99}
 THROUGHPUT: Final = "throughput"
 _LATENCY_MEAN: Final = "latency_mean"
@@ -102,10 +104,11 @@ class Goal:
     @property
     def series(self) -> str:
         """The name of the values for each request that it is computed from."""
-        timed = {*_PERCENTILES, THROUGHPUT, _LATENCY_MEAN}
         if self.metric == _COST:
             return "cost"
-        return SECONDS if self.metric in timed else self.metric
+        if self.metric == THROUGHPUT:
+            return SECONDS_EACH
+        return SECONDS if self.metric in {*_PERCENTILES, _LATENCY_MEAN} else self.metric
 
     @property
     def is_share(self) -> bool:

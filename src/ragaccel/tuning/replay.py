@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ragaccel.batching import gather
-from ragaccel.tuning.goals import SECONDS
+from ragaccel.tuning.goals import SECONDS, SECONDS_EACH
 from ragaccel.tuning.parts import parts
 from ragaccel.tuning.study import Space
 
@@ -147,8 +147,10 @@ class Replay:
         for at in queries[:_WARM_UP]:
             self._timed((self._queries[at], None))
         found = self._all_timed(queries)
+        seconds = np.array([one for one, _, _ in found])
         samples = {
-            SECONDS: np.array([seconds for seconds, _, _ in found]),
+            SECONDS: seconds,
+            SECONDS_EACH: seconds / self._concurrency,  # Little's law
             "error_rate": np.array([float(failed) for _, _, failed in found]),
         }
         results = [(at, *told[1:]) for at, told in zip(queries, found, strict=True)]
