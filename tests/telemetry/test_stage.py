@@ -33,6 +33,13 @@ class Heard:
 
 
 @pytest.fixture
+def unobserved(monkeypatch):
+    """Nobody but what a test sets up looks at stages; providers stay for a whole process."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(_internal, "_METER_PROVIDER", None)
+
+
+@pytest.fixture
 def heard():
     listener = Heard()
     telemetry.listen(listener)
@@ -140,10 +147,9 @@ def test_nobody_hears_after_it_was_taken_away():
     assert listener.stages == []
 
 
-def test_a_listener_may_need_some_stages_only(monkeypatch):
+@pytest.mark.usefixtures("unobserved")
+def test_a_listener_may_need_some_stages_only():
     """Then the others are not made for it, but another listener hears of them all the same."""
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    monkeypatch.setattr(_internal, "_METER_PROVIDER", None)
     needs_some, needs_all = Heard(), Heard()
     telemetry.listen(needs_some, ["query"])
     with telemetry.stage("query"):
@@ -172,6 +178,7 @@ class _Brief:
         self.heard.append((stage.name, stage.error))
 
 
+@pytest.mark.usefixtures("unobserved")
 def test_who_needs_little_costs_little():
     """A stage takes in nothing that nobody needs, until somebody does."""
     brief, other = _Brief(), _Brief()
