@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ragaccel.batching import pipelines
 from ragaccel.errors import ConfigurationError
+from ragaccel.knobs import Knob
 from ragaccel.tuning import certain
 from ragaccel.tuning.callbacks import Callbacks, Hooks
 from ragaccel.tuning.duel import Duel
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from ragaccel.knobs import Knob
     from ragaccel.tuning.callbacks import Callback
     from ragaccel.tuning.replay import Metric
     from ragaccel.tuning.search import Found
@@ -60,7 +61,8 @@ class AutoTuner:
         metrics: Of the user's own: by name a function of a query and its result, for a number.
         ask: What answers a query, where that is none of the components.
         k: How many rows a collection is asked for, where a collection itself is asked.
-        concurrency: The most queries that are under way at a time. With one, batches are not tuned.
+        concurrency: The most queries that are under way at a time. Several numbers, what it is now
+            first, are a knob "concurrency". With one, batches are not tuned.
         budget: The most queries that the search asks; by default 40 times those it is given.
         storage: A file where the study is kept and gone on with; see `Study`.
         seed: Of all that is random.
@@ -85,7 +87,7 @@ class AutoTuner:
         metrics: Mapping[str, Metric] | None = None,
         ask: Callable[[Any], Any] | None = None,
         k: int = 10,
-        concurrency: int = 1,
+        concurrency: int | Sequence[int] = 1,
         budget: int | None = None,
         storage: Any = None,
         seed: int = 0,
@@ -99,7 +101,9 @@ class AutoTuner:
         self._components = list(components) if several else [components]
         self._best, self._bounds = checked(list(goals))
         self._own_knobs, self._metrics = list(knobs), dict(metrics or {})
-        self._k, self._concurrency, self._budget = k, concurrency, budget
+        self._k, self._budget = k, budget
+        self._at_a_time = _counts(concurrency)
+        self._concurrency = self._at_a_time[0]
         self._asked, self._storage, self._seed, self._shows = ask, storage, seed, progress
         self._hooks = Hooks(on_trial, on_improvement, on_apply, on_rollback)
         self._callbacks = Callbacks()
@@ -184,10 +188,15 @@ class AutoTuner:
                         f"{knob.name}: left alone; no traffic tells how long an answer stays right."
                     )
                 continue
-            if knob.name.startswith(_BATCHES) and self._concurrency == 1:
+            if knob.name.startswith(_BATCHES) and max(self._at_a_time) == 1:
                 self._notes.append(f"{knob.name}: not tried; one query at a time makes no batches.")
                 continue
             found.append(knob)
+        if len(self._at_a_time) > 1:
+            turn = partial(setattr, self, "_concurrency")
+            found.append(
+                Knob("concurrency", sorted(self._at_a_time), lambda: self._concurrency, turn)
+            )
         found += self._own_knobs
         names = [one.name for one in found]
         if len(set(names)) < len(names):
@@ -221,7 +230,7 @@ class AutoTuner:
         replay = Replay(
             ask, asked, knobs, self._components, metrics=self._metrics, truth=truth,
             depths=depths, sizes={one.level: one.size for one in sizes}, known=known,
-            arrivals=arrivals, concurrency=self._concurrency,
+            arrivals=arrivals, concurrency=lambda: self._concurrency,
         )  # fmt: skip
         one = Measured(knobs.incumbent, replay.known(knobs.incumbent))
         one.add([0], replay.measure(knobs.incumbent, np.arange(1)))
@@ -267,7 +276,7 @@ class AutoTuner:
     def _study(self, knobs: Knobs, keys: Sequence[Any], pace: Pace) -> Study:
         told = [str(one) for one in (self._best, *self._bounds)]
         told += [f"{knob.name}{knob.values}" for knob in knobs.knobs]
-        told += [pace, f"{self._concurrency} at a time"]
+        told += [pace, f"{self._at_a_time} at a time"]
         digest = hashlib.blake2b("|".join([*told, *map(repr, keys)]).encode(), digest_size=8)
         return Study(
             knobs.space, seed=self._seed, storage=self._storage, problem=digest.hexdigest()
@@ -377,6 +386,15 @@ def _queries(queries: Any) -> tuple[Sequence[Any], list[Any]]:
         )
     keys = [one if isinstance(one, str) else one.tobytes() for one in asked]
     return asked, keys
+
+
+def _counts(concurrency: int | Sequence[int]) -> list[int]:
+    given: list[Any] = [concurrency] if isinstance(concurrency, int) else list(concurrency)
+    if not given or any(not isinstance(one, int) or one < 1 for one in given):
+        raise ConfigurationError(
+            f"concurrency must be a whole number of at least 1, or several, got {concurrency!r}."
+        )
+    return given
 
 
 def _with_current(knob: Knob) -> Knob:

@@ -21,7 +21,7 @@ Kind = Literal["minimize", "maximize", "at_least", "at_most"]
 
 #: The series of seconds for each request.
 SECONDS: Final = "seconds"
-#: The series of seconds for each request, divided by how many were under way.
+#: The series of what each request took of the time that all took together.
 SECONDS_EACH: Final = "seconds_each"
 _PERCENTILES: Final = {"latency_p50": 50, "latency_p95": 95, "latency_p99": 99}
 THROUGHPUT: Final = "throughput"

@@ -105,7 +105,7 @@ class Replay:
         sizes: Bytes that levels of caches may take, which count as full.
         known: Metrics that are equal for all settings.
         arrivals: When each query came, seconds; None to ask each when one before it is answered.
-        concurrency: The most queries that are under way at a time.
+        concurrency: Gives the most queries that are under way at a time.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Replay:
         sizes: Mapping[Any, int],
         known: Mapping[str, float],
         arrivals: Sequence[float] | None = None,
-        concurrency: int = 1,
+        concurrency: Callable[[], int] = lambda: 1,
     ) -> None:
         self._ask, self._queries, self._knobs, self._components = ask, queries, knobs, components
         self._metrics, self._truth, self._depths = metrics, truth, depths
@@ -146,11 +146,13 @@ class Replay:
         self._knobs.turn(setting)
         for at in queries[:_WARM_UP]:
             self._timed((self._queries[at], None))
+        began = time.perf_counter()
         found = self._all_timed(queries)
+        took = time.perf_counter() - began
         seconds = np.array([one for one, _, _ in found])
         samples = {
             SECONDS: seconds,
-            SECONDS_EACH: seconds / self._concurrency,  # Little's law
+            SECONDS_EACH: seconds * (took / seconds.sum()),
             "error_rate": np.array([float(failed) for _, _, failed in found]),
         }
         results = [(at, *told[1:]) for at, told in zip(queries, found, strict=True)]
@@ -169,9 +171,10 @@ class Replay:
         if self._gaps is not None:
             due = (time.perf_counter() + np.cumsum(self._gaps[queries])).tolist()
         asked = zip([self._queries[at] for at in queries], due, strict=False)
-        if self._concurrency == 1:
+        concurrency = self._concurrency()
+        if concurrency == 1:
             return [self._timed(one) for one in asked]
-        outcomes = gather(asked, self._timed, concurrency=self._concurrency)
+        outcomes = gather(asked, self._timed, concurrency=concurrency)
         return [outcome.unwrap() for outcome in outcomes]
 
     def _timed(self, asked: tuple[Any, float | None]) -> tuple[float, Any, bool]:
