@@ -6,13 +6,17 @@ By name, so that a framework is imported only where an object of it already exis
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, get_args
 
 from ragaccel.errors import ConfigurationError, UnsupportedComponentError
 from ragaccel.wrapping.seam import SPARE, Options, Precision
 from ragaccel.wrapping.transparent import unwrap
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
     from ragaccel.batching import MicroBatcher
     from ragaccel.cache import MultiLevelCache
     from ragaccel.cache.ttl import TTL
@@ -30,20 +34,14 @@ _FRAMEWORKS: Final = {
 
 #: Base class of something a user may try -> what to do instead.
 _INSTEAD: Final = {
-    "llama_index.core.vector_stores.types.BasePydanticVectorStore": (
-        "wrap the retriever above it, or swap it for ragaccel.llamaindex.CompressedVectorStore"
-    ),
     "llama_index.core.response_synthesizers.base.BaseSynthesizer": (
         "wrap the LLM that it is built with, or the query engine around it"
-    ),
-    "langchain_core.vectorstores.base.VectorStore": (
-        "wrap store.as_retriever(), or swap it for ragaccel.langchain.CompressedVectorStore"
     ),
 }
 
 _WHAT_CAN: Final = (
-    "pass a retriever, embedding model, reranker or language model of LlamaIndex or LangChain, or "
-    "an engine, index or chain that holds some"
+    "pass a retriever, embedding model, reranker, language model or vector store of LlamaIndex or "
+    "LangChain, or an engine, index or chain that holds some"
 )
 
 
@@ -60,6 +58,9 @@ def accelerate(
     batch: MicroBatcher[Any, Any] | bool = False,
     semantic: Semantic | None = None,
     spare: int = SPARE,
+    changes: str | os.PathLike[str] | None = None,
+    metric: Literal["cosine", "dot"] | None = None,
+    normalise: Callable[[str], str] | None = None,
 ) -> T:
     """Return an object of the same class that traces and, if asked to, caches.
 
@@ -68,14 +69,23 @@ def accelerate(
     options.
 
     Over a `CompressedVectorStore` a cached answer is never older than the last write: that of a
-    plain search, filtered or not, is repaired by what was written since. Over another store an
-    entry is served until its `ttl` ends, whatever is written meanwhile, and is found again only by
-    this process unless an `identity` is given.
+    plain search, filtered or not, is repaired by what was written since. Over another store that is
+    accelerated itself, and written to through the object that this returns, an answer is searched
+    for anew as soon as it may differ: as soon as one of its rows is replaced or deleted, a new row
+    may score higher, or something was written of which that cannot be told. Over any other store
+    an entry is served until its `ttl` ends, whatever is written meanwhile, and is found again only
+    by this process unless an `identity` is given.
+
+    What a vector store has beside its framework's methods is taken for a write by its name, such as
+    `merge_from`, `reset_collection` or `drop_tables`. Writes by methods of other names, to its
+    attributes, by its client or by other programs are not seen.
 
     Args:
-        obj: A retriever, embedding model, reranker or language model of LlamaIndex or LangChain; or
-            what holds such: a query or chat engine, an index, a chain, a retriever around others.
-            Then the parts are wrapped, and named `identity/part` where there is an `identity`.
+        obj: A retriever, embedding model, reranker, language model or vector store of LlamaIndex or
+            LangChain; or what holds such: a query or chat engine, an index, a chain, a retriever
+            around others. Then the parts are wrapped, vector stores excepted, and named
+            `identity/part` where there is an `identity`. A `CompressedVectorStore` comes back as it
+            is.
         cache: Where results are kept; without it nothing is cached.
         namespace: The tenant whose entries these are; by default the cache's own namespace.
         ttl: Seconds (or a timedelta) to serve a result for, or a function of query and result that
@@ -99,6 +109,19 @@ def accelerate(
         spare: How many rows beyond those asked for a cached retrieval over a
             `CompressedVectorStore` keeps. It outlives as many deletes among its rows; after more it
             is searched for anew.
+        changes: The file in which a vector store's writes are noted for the other processes of this
+            machine that write to it or cache retrievals over it, and for later ones. One file per
+            store; all of them give it. By default they are noted in memory, for this process. Not
+            for stores whose rows or texts are in the process.
+        metric: By which a LlamaIndex vector store scores, if its similarities are that and nothing
+            derived from it; believed once a row written by this process was found with it. That of
+            `SimpleVectorStore` and LangChain's `InMemoryVectorStore` is known; over others every
+            new row makes cached answers stale, and over LangChain's every write does.
+        normalise: Gives the same text for questions that are to get the same answer, such as
+            `ragaccel.reuse.same_words()`, which leaves out case, white space and other forms of
+            characters. The one that was asked first is answered, and its answer, or its embedding,
+            is that of the others: a model that tells capitals from small letters may have given
+            another. It is for retrievals and embeddings of queries; others are not changed by it.
 
     Returns:
         An instance of the object's own class.
@@ -129,12 +152,21 @@ def accelerate(
     given: Any = spare
     if not isinstance(given, int) or isinstance(given, bool) or given < 0:
         raise ConfigurationError(f"spare must be a whole number of at least 0, got {spare!r}.")
+    if metric not in {None, "cosine", "dot"}:
+        raise ConfigurationError(f"metric must be cosine or dot, got {metric!r}.")
+    asked: Any = normalise
+    if asked is not None and not callable(asked):
+        raise ConfigurationError(
+            f"normalise must be a function of a text, such as same_words(), got {normalise!r}."
+        )
+    noted = None if changes is None else str(Path(changes).absolute())
     pattern = None
     if batch:
         from ragaccel.batching import MicroBatcher
 
         pattern = MicroBatcher() if batch is True else batch
     options = Options(
-        cache, namespace, ttl, identity, cache_sampled, precision, pattern, semantic, spare
-    )
+        cache, namespace, ttl, identity, cache_sampled, precision, pattern, semantic, spare,
+        noted, metric, normalise,
+    )  # fmt: skip
     return cast("T", import_module(home).accelerated(obj, options))

@@ -14,10 +14,12 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel, BaseLLM
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
+from langchain_core.vectorstores import VectorStore
 from pydantic import BaseModel
 
 from ragaccel import telemetry
 from ragaccel.errors import UnsupportedComponentError
+from ragaccel.langchain import followed_store
 from ragaccel.langchain.instrumentors import will_trace
 from ragaccel.wrapping.fingerprint import class_name
 from ragaccel.wrapping.transparent import adapter_of, plain_class, unwrap, wrap
@@ -105,6 +107,8 @@ def accelerated(obj: Any, options: Options) -> Any:
     Raises:
         UnsupportedComponentError: It is nothing that can be wrapped, and holds nothing such.
     """
+    if isinstance(obj, VectorStore):
+        return followed_store.accelerated(obj, options)
     made = _wrapped(obj, options)
     if made is obj:
         raise UnsupportedComponentError(

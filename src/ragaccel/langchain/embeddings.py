@@ -118,7 +118,8 @@ def _parts(
     def shared() -> tuple[Any, ...]:
         return identity(model, options_of(model)), sort, _asked(method, args, kwargs)
 
-    return lambda text: (*shared(), text)
+    worded = options_of(model).worded if sort == "query" else lambda text: text
+    return lambda text: (*shared(), worded(text))
 
 
 def _asked(method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,11 @@ from ragaccel.cache import Uncacheable, flow
 from ragaccel.cache.values import check_plain
 from ragaccel.io import run
 from ragaccel.langchain import embeddings
+from ragaccel.langchain.followed_store import check_seen
 from ragaccel.langchain.instrumentors import span_of
 from ragaccel.langchain.vector_store import CompressedVectorStore, document_of
 from ragaccel.reuse import answers, serve
+from ragaccel.reuse.followed import source_of
 from ragaccel.telemetry import attributes
 from ragaccel.wrapping.fingerprint import class_name, fingerprint, visible
 from ragaccel.wrapping.seam import Options, is_serving, tell_found
@@ -115,7 +117,10 @@ class _Retriever(_Base):
             return super()._get_relevant_documents(query, **given, **kwargs)  # type: ignore[safe-super]
 
         async def call() -> list[Document]:
-            return super(_Retriever, self)._get_relevant_documents(query, **given, **kwargs)  # type: ignore[safe-super]
+            method = super(_Retriever, self)._get_relevant_documents  # type: ignore[safe-super]
+            documents = method(query, **given, **kwargs)
+            _check(self)
+            return documents
 
         kind, spare = _kept(self, state.options)
         with _query_stage(self, state.options, run_manager) as span:
@@ -137,7 +142,10 @@ class _Retriever(_Base):
             return await super()._aget_relevant_documents(query, **given, **kwargs)
 
         async def call() -> list[Document]:
-            return await super(_Retriever, self)._aget_relevant_documents(query, **given, **kwargs)
+            method = super(_Retriever, self)._aget_relevant_documents
+            documents = await method(query, **given, **kwargs)
+            _check(self)
+            return documents
 
         kind, spare = _kept(self, state.options)
         with _query_stage(self, state.options, run_manager) as span:
@@ -147,6 +155,11 @@ class _Retriever(_Base):
             )  # fmt: skip
             tell_found(span, query, documents)
         return documents
+
+
+def _check(retriever: Any) -> None:
+    if isinstance(retriever, VectorStoreRetriever):
+        check_seen(retriever)
 
 
 def accelerated(retriever: BaseRetriever, options: Options) -> BaseRetriever:
@@ -193,7 +206,7 @@ def _query_stage(retriever: Any, options: Options, run_manager: Any) -> telemetr
 
 def _parts(retriever: Any, options: Options, query: str, kwargs: dict[str, Any]) -> Any:
     """Return a function that gives everything an answer depends on, read when it is called."""
-    return lambda: (_identity(retriever, options), query, kwargs)
+    return lambda: (_identity(retriever, options), options.worded(query), kwargs)
 
 
 def _identity(retriever: Any, options: Options) -> Any:
@@ -222,6 +235,11 @@ def _source(store: Any, options: Options) -> Any:
             return searched, fingerprint(store.embeddings)
         model = store.embeddings
         return searched, options.identity, class_name(type(model)), visible(model)
+    followed = source_of(store)
+    if followed is not None:
+        if options.identity is None and options_of(store).changes is not None:
+            return followed, fingerprint(store.embeddings)
+        return followed, options.identity
     if options.identity is not None:
         return options.identity
     try:

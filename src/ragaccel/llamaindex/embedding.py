@@ -200,7 +200,7 @@ async def _await(model: Any) -> None:
 def _parts(model: Any, sort: str) -> Callable[[Any], Any]:
     """Return what gives everything a vector depends on; settings are read once for all texts."""
     shared = functools.cache(lambda: (identity(model, options_of(model)), sort))
-    seen = _pixels if sort == "image" else lambda text: text
+    seen = {"image": _pixels, "query": options_of(model).worded}.get(sort, lambda text: text)
     return lambda asked: (*shared(), seen(asked))
 
 

@@ -19,11 +19,13 @@ from llama_index.core.indices.base import BaseIndex
 from llama_index.core.llms.llm import LLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.response_synthesizers.base import BaseSynthesizer
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from llama_index_instrumentation import get_dispatcher
 
 from ragaccel import telemetry
 from ragaccel.errors import UnsupportedComponentError
 from ragaccel.io import run
+from ragaccel.llamaindex import followed_store
 from ragaccel.wrapping.transparent import adapter_of, options_of, unwrap, wrap
 from ragaccel.wrapping.whole import in_turns, in_turns_async, whole_stage
 
@@ -126,6 +128,8 @@ def accelerated(obj: Any, options: Options) -> Any:
     Raises:
         UnsupportedComponentError: It is nothing that can be wrapped, and holds nothing such.
     """
+    if isinstance(obj, BasePydanticVectorStore):
+        return followed_store.accelerated(obj, options)
     made = _wrapped(obj, options)
     if made is obj:
         raise UnsupportedComponentError(

@@ -20,9 +20,11 @@ from ragaccel.cache import Stale, Uncacheable, flow
 from ragaccel.io import run
 from ragaccel.llamaindex import embedding
 from ragaccel.llamaindex.events import embed_stages
+from ragaccel.llamaindex.followed_store import check_texts
 from ragaccel.llamaindex.nodes import PackedNode, pack_node, unpack_node
 from ragaccel.llamaindex.vector_store import CompressedVectorStore, node_of
 from ragaccel.reuse import answers, serve
+from ragaccel.reuse.followed import source_of
 from ragaccel.telemetry import attributes
 from ragaccel.wrapping.fingerprint import class_name, fingerprint, visible
 from ragaccel.wrapping.seam import Options, is_serving, tell_found
@@ -133,6 +135,7 @@ class _Retriever(_Base):
         async def call() -> _Retrieved:
             with embed_stages():
                 nodes = super(_Retriever, self)._retrieve(query_bundle)  # type: ignore[safe-super]
+            _check(self, nodes)
             return _Retrieved(nodes, query_bundle.embedding, sync=True)
 
         plain = _is_plain(self)
@@ -157,6 +160,7 @@ class _Retriever(_Base):
         async def call() -> _Retrieved:
             with embed_stages():
                 nodes = await super(_Retriever, self)._aretrieve(query_bundle)
+            _check(self, nodes)
             return _Retrieved(nodes, None, sync=False)
 
         plain = _is_plain(self)
@@ -168,6 +172,11 @@ class _Retriever(_Base):
             )  # fmt: skip
             tell_found(span, query_bundle, retrieved.nodes)
         return retrieved.nodes
+
+
+def _check(retriever: Any, nodes: list[NodeWithScore]) -> None:
+    if isinstance(retriever, VectorIndexRetriever):
+        check_texts(retriever, nodes)
 
 
 def accelerated(retriever: BaseRetriever, options: Options) -> BaseRetriever:
@@ -188,13 +197,16 @@ def _stage(retriever: Any, options: Options) -> telemetry.Stage:
 
 def _parts(retriever: Any, options: Options, bundle: QueryBundle) -> Any:
     """Return a function that gives everything an answer depends on, read when it is called."""
-    query = (
-        bundle.query_str,
-        bundle.image_path,
-        bundle.custom_embedding_strs,
-        bundle.embedding,
+    strings, image, vector = bundle.custom_embedding_strs, bundle.image_path, bundle.embedding
+    return lambda: (
+        _identity(retriever, options),
+        (
+            options.worded(bundle.query_str),
+            image,
+            None if strings is None else list(map(options.worded, strings)),
+            vector,
+        ),
     )
-    return lambda: (_identity(retriever, options), query)
 
 
 def _identity(retriever: Any, options: Options) -> Any:
@@ -211,12 +223,16 @@ def _source(retriever: Any, options: Options) -> Any:
     """Tell which documents are searched and with which embeddings."""
     store, model = retriever._vector_store, retriever._embed_model
     ours = isinstance(store, CompressedVectorStore)
-    searched = store.collection.id if ours else retriever._index.index_struct.index_id
+    followed = source_of(store)
+    if ours:
+        searched = store.collection.id
+    else:
+        searched = retriever._index.index_struct.index_id if followed is None else followed
     if options.identity is None:
         return searched, fingerprint(model)
     # A name given by the user stands for what cannot be seen: a store of another house, or what an
     # embedding model hides.
-    return searched if ours else None, options.identity, class_name(type(model)), visible(model)
+    return searched if ours else followed, options.identity, class_name(type(model)), visible(model)
 
 
 def _settings(retriever: Any) -> Any:

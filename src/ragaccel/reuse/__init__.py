@@ -4,6 +4,7 @@ from ragaccel.reuse.freshness import Answer, answers
 from ragaccel.reuse.serve import serve
 from ragaccel.reuse.verified import ReuseStats, VerifiedReuse
 from ragaccel.reuse.verified_judge import same_text, similar_text
+from ragaccel.wrapping.wording import same_words
 
 __all__ = [
     "Answer",
@@ -11,6 +12,7 @@ __all__ = [
     "VerifiedReuse",
     "answers",
     "same_text",
+    "same_words",
     "serve",
     "similar_text",
 ]

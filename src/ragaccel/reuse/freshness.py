@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 from ragaccel.cache import Kind, Stale, Uncacheable
+from ragaccel.reuse.reads import Read, follow, reads
 from ragaccel.vectors import SearchTrace, find_open
 from ragaccel.vectors.filters import Filter  # noqa: TC001 - msgspec reads the annotation
 from ragaccel.vectors.metric import prepare, scores
@@ -67,14 +68,16 @@ class Dependency(msgspec.Struct, array_like=True, frozen=True):
 class _Stored(msgspec.Struct, array_like=True, frozen=True):
     dependencies: tuple[Dependency, ...]
     result: msgspec.Raw
+    reads: tuple[Read, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[R]):
-    """A result and the searches it came from."""
+    """A result and the searches it came from: in our stores, and in followed ones of others."""
 
     result: R
     dependencies: tuple[Dependency, ...] = ()
+    reads: tuple[Read, ...] = ()
 
 
 def dependencies(traces: Sequence[SearchTrace]) -> tuple[Dependency, ...]:
@@ -98,6 +101,9 @@ def dependencies(traces: Sequence[SearchTrace]) -> tuple[Dependency, ...]:
 
 def retell(answer: Answer[Any]) -> None:
     """Tell a watcher around a served answer which searches it came from."""
+    listening = reads()
+    if listening is not None:
+        listening += answer.reads
     traces = watched()
     if traces is None:
         return
@@ -138,21 +144,22 @@ def answers(
     def pack_answer(answer: Answer[R]) -> bytes:
         try:
             result = msgspec.Raw(_encoder.encode(pack(answer.result)))
-            return _encoder.encode(_Stored(answer.dependencies, result))
+            return _encoder.encode(_Stored(answer.dependencies, result, answer.reads))
         except (TypeError, ValueError, OverflowError) as error:
             raise Uncacheable("value") from error
 
     def open_answer(body: Body) -> tuple[Answer[R], bytes | None]:
         stored = _decoder.decode(body)
         current = tuple(_follow(one) for one in stored.dependencies)
-        answer = Answer(unpack(result_decoder.decode(stored.result)), current)
-        if current == stored.dependencies:
+        followed = tuple(follow(one) for one in stored.reads)
+        answer = Answer(unpack(result_decoder.decode(stored.result)), current, followed)
+        if (current, followed) == (stored.dependencies, stored.reads):
             return answer, None
         if all(a.answer == b.answer for a, b in zip(current, stored.dependencies, strict=True)):
-            return answer, _encoder.encode(_Stored(current, stored.result))
+            return answer, _encoder.encode(_Stored(current, stored.result, followed))
         if rebuild is None or len(current) != 1:
             raise Stale
-        repaired = Answer(rebuild(answer.result, _hits(current[0])), current)
+        repaired = Answer(rebuild(answer.result, _hits(current[0])), current, followed)
         return repaired, pack_answer(repaired)
 
     return Kind(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ragaccel import telemetry
 from ragaccel.reuse.freshness import Answer, dependencies, retell
+from ragaccel.reuse.reads import reading
 from ragaccel.vectors import watch
 from ragaccel.wrapping import seam
 
@@ -48,9 +49,9 @@ async def serve(
             return await call()
 
     async def compute() -> Answer[R]:
-        with telemetry.stage("retrieve"), watch(spare) as traces:
+        with telemetry.stage("retrieve"), watch(spare) as traces, reading() as reads:
             result = await call()
-        return Answer(result, dependencies(traces))
+        return Answer(result, dependencies(traces), tuple(reads))
 
     answer = await seam.serve(io, component, options, kind, parts, compute, query=query)
     retell(answer)

@@ -14,6 +14,7 @@ from ragaccel import telemetry
 from ragaccel.cache import MISSING, Uncacheable, digest
 from ragaccel.telemetry import attributes
 from ragaccel.wrapping.semantic import reusable
+from ragaccel.wrapping.wording import wording_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -72,6 +73,9 @@ class Options:
         batch: Joins single calls that wait at the same time; None for each by itself.
         semantic: Answers questions to a language model as similar ones were; None for never.
         spare: Rows beyond those asked for that a cached retrieval over our own store keeps.
+        changes: The file of a vector store's change log; None for one in memory.
+        metric: By which a vector store of another house scores, as the user says.
+        normalise: Turns the wordings of a question that get one answer into one; None for none.
     """
 
     cache: MultiLevelCache | None = None
@@ -83,6 +87,9 @@ class Options:
     batch: MicroBatcher[Any, Any] | None = None
     semantic: Semantic | None = None
     spare: int = SPARE
+    changes: str | None = None
+    metric: Literal["cosine", "dot"] | None = None
+    normalise: Callable[[str], str] | None = None
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
@@ -96,6 +103,22 @@ class Options:
     def batching(self, batch: MicroBatcher[Any, Any] | None) -> Options:
         """Return the same options with another `batch`."""
         return replace(self, batch=batch)
+
+    def worded(self, text: Any) -> Any:
+        """Return what a key holds of a question's text.
+
+        Raises:
+            Uncacheable: The user's `normalise` fails, or gives something else than a text.
+        """
+        if self.normalise is None or not isinstance(text, str):
+            return text
+        try:
+            alike = self.normalise(text)
+        except Exception as error:
+            raise Uncacheable("normalise") from error
+        if not isinstance(alike, str):
+            raise Uncacheable("normalise")
+        return wording_name(self.normalise), alike
 
     async def similar(
         self, io: IO, kind: Kind[T], key: Digest | None, similar: Similar[T] | None
