@@ -224,8 +224,9 @@ def _documents(
 ) -> tuple[str, ...] | None:
     """Return which documents rows belong to; None where it cannot be told."""
     if result.nodes:
-        return tuple(node.ref_doc_id or "None" for node in result.nodes)
+        owners = [node.ref_doc_id for node in result.nodes]
+        return None if None in owners else tuple(map(str, owners))
     if isinstance(store, SimpleVectorStore):
-        owners = store.data.text_id_to_ref_doc_id
-        return tuple(owners.get(row, "None") for row in rows)
+        table = store.data.text_id_to_ref_doc_id
+        return tuple(table.get(row, "None") for row in rows)
     return None if rows else ()

@@ -38,4 +38,4 @@ def wording_name(normalise: Callable[[str], str]) -> Any:
         named, bound = normalise.func, [list(normalise.args), normalise.keywords]
     if not hasattr(named, "__qualname__"):
         named = type(named)
-    return named.__module__, named.__qualname__, bound
+    return getattr(named, "__module__", None), named.__qualname__, bound
