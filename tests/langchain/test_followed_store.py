@@ -302,8 +302,8 @@ def test_copies_never_serve_each_other_wrongly(cache, duplicate):
     fast.add_texts(TEXTS, ids=IDS)
     twin = duplicate(fast)
     assert type(twin) is type(fast)
-    retrievers = [(plain, accelerate(plain, cache=cache)) for plain in
-                  (store.as_retriever(search_kwargs={"k": 2}) for store in (fast, twin))]  # fmt: skip
+    plains = [store.as_retriever(search_kwargs={"k": 2}) for store in (fast, twin)]
+    retrievers = [(plain, accelerate(plain, cache=cache)) for plain in plains]
     for write in (
         lambda: None,
         lambda: fast.delete(["text-0"]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import gc
 import os
 import pickle
 import random
@@ -337,9 +338,12 @@ from llama_index.core.schema import TextNode
 from ragaccel import accelerate
 from tests.llamaindex.embeddings import HashEmbedding
 from tests.llamaindex.shared_store import SharedVectorStore
-folder, row, text = sys.argv[1:]
+folder = sys.argv[1]
 store = accelerate(SharedVectorStore(path=folder + "/rows"), changes=folder + "/changes")
-store.add(HashEmbedding()([TextNode(id_=row, text=text)]))
+for line in sys.stdin:
+    row, _, text = line.partition(" ")
+    store.add(HashEmbedding()([TextNode(id_=row, text=text)]))
+    print("done", flush=True)
 """
 
 
@@ -365,12 +369,17 @@ def test_another_process_writes(tmp_path, cache):
     store.add(HashEmbedding()([node(row, text) for row, text in enumerate(TEXTS)]))
     ask_shared(cache, fast)
     assert ask_shared(cache, fast) == (["0", "4"], True)
-    for row, text, kept in (("far", "zebras in the zoo", True), ("near", "cats cats", False)):
-        subprocess.run(
-            [sys.executable, "-c", OTHER, str(tmp_path), row, text], check=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])},
-        )  # fmt: skip
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])},
+    )  # fmt: skip
+    for line, kept in (("far zebras in the zoo\n", True), ("near cats cats\n", False)):
+        other.stdin.write(line)
+        other.stdin.flush()
+        assert other.stdout.readline() == "done\n"
         assert ask_shared(cache, fast)[1] is kept
+    other.communicate()
     assert ask_shared(cache, fast)[0] == ["near", "0"]
 
 
@@ -471,6 +480,10 @@ def test_who_asks_again_gets_the_same_store():
     assert accelerate(fast) is fast
     with pytest.raises(ConfigurationError, match="accelerated already"):
         accelerate(plain, metric="cosine")
+    del fast
+    gc.collect()
+    fast = accelerate(plain, metric="cosine")
+    assert accelerate(plain, metric="cosine") is fast
 
 
 def test_our_own_store_needs_none():

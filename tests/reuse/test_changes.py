@@ -152,12 +152,11 @@ def test_a_forked_child_has_a_log_of_its_own_in_memory():
     out, into = os.pipe()
     child = os.fork()
     if not child:
-        with open(into, "w") as told:
-            told.write(f"{log.id} {log.position().seq}")
+        os.write(into, f"{log.id} {log.position().seq}".encode())
         os._exit(0)
     os.close(into)
-    with open(out) as told:
-        its, seq = told.read().split()
+    its, seq = os.read(out, 100).decode().split()
+    os.close(out)
     os.waitpid(child, 0)
     assert its != before
     assert seq == "0"

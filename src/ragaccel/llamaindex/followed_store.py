@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from llama_index.core.schema import BaseNode, NodeWithScore
     from llama_index.core.vector_stores.types import (
-        MetadataFilters,
         VectorStoreQuery,
         VectorStoreQueryResult,
     )
@@ -82,29 +81,19 @@ class _Store(_Base):
         change = _of_document(ref_doc_id)
         return await write(self, change, partial(super().adelete, ref_doc_id, **delete_kwargs))
 
-    def delete_nodes(
-        self,
-        node_ids: list[str] | None = None,
-        filters: MetadataFilters | None = None,
-        **delete_kwargs: Any,
-    ) -> Any:
-        call = partial(super().delete_nodes, node_ids, filters, **delete_kwargs)
-        return _sync(self, _delete(node_ids), call)
+    def delete_nodes(self, *args: Any, **kwargs: Any) -> Any:
+        call = partial(super().delete_nodes, *args, **kwargs)
+        return _sync(self, _delete(*args, **kwargs), call)
 
-    async def adelete_nodes(
-        self,
-        node_ids: list[str] | None = None,
-        filters: MetadataFilters | None = None,
-        **delete_kwargs: Any,
-    ) -> Any:
-        call = partial(super().adelete_nodes, node_ids, filters, **delete_kwargs)
-        return await write(self, _delete(node_ids), call)
+    async def adelete_nodes(self, *args: Any, **kwargs: Any) -> Any:
+        call = partial(super().adelete_nodes, *args, **kwargs)
+        return await write(self, _delete(*args, **kwargs), call)
 
-    def clear(self) -> Any:
-        return _sync(self, EVERYTHING, super().clear)
+    def clear(self, *args: Any, **kwargs: Any) -> Any:
+        return _sync(self, EVERYTHING, partial(super().clear, *args, **kwargs))
 
-    async def aclear(self) -> Any:
-        return await write(self, EVERYTHING, super().aclear)
+    async def aclear(self, *args: Any, **kwargs: Any) -> Any:
+        return await write(self, EVERYTHING, partial(super().aclear, *args, **kwargs))
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> Any:
         method = super().query  # type: ignore[safe-super]
@@ -162,23 +151,23 @@ def _metric(store: Any) -> Metric | None:
 
 
 def _upsert(nodes: Sequence[BaseNode]) -> Change:
-    ids = tuple(node.node_id for node in nodes)
-    hashes = tuple(node.hash for node in nodes)
     try:
+        ids = tuple(node.node_id for node in nodes)
+        hashes = tuple(node.hash for node in nodes)
         vectors = np.asarray([node.embedding for node in nodes], np.float32)
-    except (TypeError, ValueError):
-        return Change("upsert", ids, hashes=hashes)
-    known = vectors.ndim > 1
-    return Change("upsert", ids, vectors.tobytes() if known else b"", hashes)
+    except Exception:  # noqa: BLE001 - the store says what it thinks of them
+        return EVERYTHING
+    return Change("upsert", ids, vectors.tobytes() if vectors.ndim > 1 else b"", hashes)
 
 
 def _of_document(ref_doc_id: Any) -> Change:
     return Change("documents", (ref_doc_id,)) if isinstance(ref_doc_id, str) else EVERYTHING
 
 
-def _delete(node_ids: Sequence[str] | None) -> Change:
+def _delete(node_ids: Sequence[str] | None = None, *_: Any, **__: Any) -> Change:
     """Return what a delete does at most: filters only spare some of the nodes named."""
-    return Change("delete", tuple(map(str, node_ids))) if node_ids else EVERYTHING
+    is_named = bool(node_ids) and not isinstance(node_ids, str)
+    return Change("delete", tuple(map(str, node_ids or ()))) if is_named else EVERYTHING
 
 
 def _found(result: VectorStoreQueryResult) -> Sequence[Any]:

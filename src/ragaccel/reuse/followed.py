@@ -60,7 +60,8 @@ class _Known(Generic[T]):
     def put(self, obj: object, value: T) -> T:
         end = weakref.finalize(obj, self._values.pop, id(obj), None)
         end.atexit = False
-        return self._values.setdefault(id(obj), value)
+        self._values[id(obj)] = value
+        return value
 
 
 _clones: _Known[Callable[[], Any]] = _Known()
@@ -84,23 +85,24 @@ class Following:
         self.log = log
         self.clone = weakref.ref(clone)
         self.metric = metric
-        self._is_confirmed = is_known
+        self._is_known = is_known
+        self._is_confirmed = False
         self._recent: dict[str, NDArray[np.float32]] = {}
 
     def told(self, change: Change) -> None:
         """Remember vectors that were written, by which a declared metric can be checked."""
-        if self._is_confirmed or self.metric is None or not change.vectors:
+        if self._is_known or self.metric is None or not change.vectors:
             return
         rows = np.frombuffer(change.vectors, np.float32).reshape(len(change.ids), -1)
-        self._recent |= dict(zip(change.ids[-_RECENT:], rows[-_RECENT:], strict=True))
-        while len(self._recent) > _RECENT:
-            del self._recent[next(iter(self._recent))]
+        with _lock:
+            recent = self._recent | dict(zip(change.ids, rows, strict=True))
+            self._recent = dict(list(recent.items())[-_RECENT:])
 
     def believed(
         self, rows: Iterable[str], found: Iterable[float], query: NDArray[np.float32]
     ) -> Metric | None:
         """Return the metric, once a search has shown that the store's scores are those."""
-        if self._is_confirmed or self.metric is None:
+        if self._is_known or self.metric is None:
             return self.metric
         recent = self._recent
         for row, score in zip(rows, found, strict=False):
@@ -216,7 +218,8 @@ async def write(
     with following.log.writing(change) as writing:
         result = await call()
         if exactly is not None:
-            writing.change = exactly(result)
+            with contextlib.suppress(Exception):  # it did at most what was noted
+                writing.change = exactly(result)
     following.told(writing.change)
     return result
 
@@ -245,7 +248,11 @@ async def read(
         if span is not telemetry.OFF:
             span.set({attributes.DOCUMENTS: len(found(result))})
     if listening is not None and place is not None:
-        listening.append(told(Read(following.log.id, place.seq, place.mark), result))
+        known = Read(following.log.id, place.seq, place.mark)
+        try:
+            listening.append(told(known, result))
+        except Exception:  # noqa: BLE001 - a result of no known form: any change may change it
+            listening.append(known)
     return result
 
 
