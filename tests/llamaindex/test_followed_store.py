@@ -200,6 +200,16 @@ def test_filters(cache):
     assert bench.ask()[1]
 
 
+def test_an_answer_with_fewer_nodes_than_asked_for_has_room(cache):
+    """Any new node belongs to it, however little it scores."""
+    bench = Bench(cache, SimpleVectorStore(), k=50)
+    bench.ask()
+    bench.index.insert_nodes([node("far", "zebras in the zoo")])
+    found, kept = bench.ask()
+    assert "far" in found
+    assert not kept
+
+
 def test_other_modes_are_stale_after_any_write(cache):
     """What maximal marginal relevance chooses depends on more than what it gives."""
     bench = Bench(
@@ -409,14 +419,14 @@ def test_two_stores_with_one_file_do_not_meet(tmp_path, cache):
     class Named(SharedVectorStore):
         collection_name: str = ""
 
-    found = []
+    retrievers = []
     for name in ("one", "two"):
         store = Named(path=str(tmp_path / name), collection_name=name)
         fast = accelerate(store, changes=tmp_path / "changes")
         fast.add(HashEmbedding()([node(name, "cats")]))
         index = VectorStoreIndex.from_vector_store(fast, embed_model=HashEmbedding())
-        retriever = accelerate(VectorIndexRetriever(index), cache=cache)
-        found.append([one.node_id for one in retriever.retrieve("cats")])
+        retrievers.append(accelerate(VectorIndexRetriever(index), cache=cache))
+    found = [[one.node_id for one in some.retrieve("cats")] for some in retrievers]
     assert found == [["one"], ["two"]]
 
 
