@@ -678,11 +678,10 @@ def test_unfit_lifetime_is_refused_at_once(store, cache, ttl):
 @pytest.mark.parametrize(
     ("thing", "advice"),
     [
-        (lambda store: store, "wrap store.as_retriever()"),
         (lambda store: "text", "pass a retriever"),
         (lambda store: None, "pass a retriever"),
     ],
-    ids=["store", "text", "none"],
+    ids=["text", "none"],
 )
 def test_what_cannot_be_wrapped_is_refused_with_advice(store, thing, advice):
     """The error names the class and says what to wrap instead."""

@@ -808,11 +808,10 @@ def test_tracing_alone_needs_no_identity(nodes, ask):
 @pytest.mark.parametrize(
     ("make", "advice"),
     [
-        (lambda index: index.vector_store, "retriever"),
         (lambda index: "index", "pass a retriever"),
         (lambda index: None, "pass a retriever"),
     ],
-    ids=["vector store", "text", "None"],
+    ids=["text", "None"],
 )
 def test_other_components_are_refused_with_advice(index, cache, make, advice):
     """The error says what to wrap instead."""
