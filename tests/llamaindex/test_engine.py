@@ -197,12 +197,10 @@ def test_parts_are_told_apart_under_one_identity(cache, nodes):
         accelerate(Two(), cache=cache)
 
 
-@pytest.mark.parametrize("what", ["synthesizer", "store"])
-def test_what_cannot_be_wrapped_is_refused_with_advice(index, llm, what):
+def test_what_cannot_be_wrapped_is_refused_with_advice(llm):
     """The message says what to wrap instead."""
-    refused = get_response_synthesizer(llm=llm) if what == "synthesizer" else index.vector_store
     with pytest.raises(UnsupportedComponentError, match="wrap the"):
-        accelerate(refused)
+        accelerate(get_response_synthesizer(llm=llm))
 
 
 def test_copies_are_wrapped_as_well(engine, cache, llm):
