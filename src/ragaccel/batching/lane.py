@@ -24,16 +24,7 @@ class _Asked(Waiter):
 
     __slots__ = ("future",)
 
-    def __init__(
-        self,
-        item: Any,
-        tenant: str | None,
-        timeout: float | None,
-        measure: Callable[[Any], float] | None,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        super().__init__(item, tenant, timeout, measure)
-        self.future: asyncio.Future[Any] = loop.create_future()
+    future: asyncio.Future[Any]
 
     def expire(self) -> None:
         """Hear that the deadline has passed."""
@@ -72,18 +63,18 @@ class Lane(Generic[T, R]):
         return self._line.is_full
 
     def ask(
-        self, item: T, tenant: str | None, timeout: float | None
+        self, item: T, tenant: str | None, timeout: float | None, loop: asyncio.AbstractEventLoop
     ) -> asyncio.Future[R | Exception]:
         """Return the future of an item's outcome; it ends with the deadline, if there is one."""
-        loop = asyncio.get_running_loop()
-        asked = _Asked(item, tenant, timeout, self._limits.size, loop)
+        asked = _Asked(item, tenant, timeout, self._limits.size)
+        future = asked.future = loop.create_future()
         if timeout is not None:
             timer = loop.call_later(timeout, asked.expire)
-            asked.future.add_done_callback(lambda _: timer.cancel())
+            future.add_done_callback(lambda _: timer.cancel())
         self._line.put(asked)
-        if not self._is_due:
-            self._schedule()
-        return asked.future
+        if not self._is_due and len(self._tasks) < self._limits.workers:
+            self._schedule(loop)
+        return future
 
     async def wait_for_room(self, timeout: float | None) -> None:
         """Wait until somebody else may wait.
@@ -119,23 +110,34 @@ class Lane(Generic[T, R]):
                 room.set_result(None)
                 free -= 1
 
-    def _schedule(self) -> None:
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin at the end of the loop's turn: who was woken by one batch comes back in it."""
-        if not self._is_due and self._line and len(self._tasks) < self._limits.workers:
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._begin, context=contextvars.Context())
+        self._is_due = True
+        loop.call_soon(self._begin, loop, context=contextvars.Context())
 
-    def _begin(self) -> None:
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have as many workers as there is work for."""
         self._is_due = False
-        free = self._limits.workers - len(self._tasks)
-        while self._line and free > 0:
+        while batch := self._taken(self._limits.workers - len(self._tasks)):
+            task = loop.create_task(self._work(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._end)
+
+    def _taken(self, free: int) -> list[_Asked]:
+        """Take a batch, unless nobody waits or no worker is free."""
+        batch: list[_Asked] = []
+        while self._line and free > 0 and not batch:
             batch = self._line.take(free)
-            self._make_room()
-            if batch:
-                task = asyncio.get_running_loop().create_task(self._run(batch))
-                self._tasks.add(task)
-                task.add_done_callback(self._end)
-                free -= 1
+            if self._room:
+                self._make_room()
+        return batch
+
+    async def _work(self, batch: Sequence[_Asked]) -> None:
+        """Make one call after another, as one worker, until nobody waits."""
+        while batch:
+            await self._run(batch)
+            await asyncio.sleep(0)  # who was woken comes back before the next batch is made
+            batch = self._taken(self._limits.workers - len(self._tasks) + 1)
 
     async def _run(self, batch: Sequence[_Asked]) -> None:
         try:
@@ -151,7 +153,8 @@ class Lane(Generic[T, R]):
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._schedule()
+        if self._line and not self._is_due:
+            self._schedule(task.get_loop())
 
 
 def batch_stage(places: Sequence[telemetry.Place | None]) -> telemetry.Stage:

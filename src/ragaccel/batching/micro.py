@@ -155,13 +155,14 @@ class MicroBatcher(Forkable, Generic[T, R]):
             Exception: What the call raised.
         """
         self._check_open()
-        lane = self._lane(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        lane = self._lane(loop)
         while self._limits.max_waiting is not None and lane.is_full:
             began = time.monotonic()
             await lane.wait_for_room(timeout)
             if timeout is not None:
                 timeout -= time.monotonic() - began
-        outcome = await lane.ask(item, tenant, timeout)
+        outcome = await lane.ask(item, tenant, timeout, loop)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -242,7 +243,9 @@ class MicroBatcher(Forkable, Generic[T, R]):
     def figures(self) -> list[telemetry.Figure]:
         """Return how many items wait now, as a metric."""
         with self._lock:
-            waiting = len(self._line) + sum(map(len, self._lanes.values()))
+            loops = [loop() for loop in self._lanes.keyrefs()]  # at once: others may die meanwhile
+            lanes = [self._lanes[loop] for loop in loops if loop is not None]
+            waiting = len(self._line) + sum(map(len, lanes))
         return [telemetry.Figure("ragaccel.batch.queue_depth", waiting, {})]
 
     def after_fork_in_child(self) -> None:
