@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from ragaccel.errors import BatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,10 +19,10 @@ _NOBODYS_FAULT: Final = re.compile(
 )
 
 
-async def outcomes(
+def outcomes(
     call: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: Sequence[T]
-) -> list[R | Exception]:
-    """Return for each item its result or its error.
+) -> Coroutine[Any, Any, list[R | Exception]]:
+    """Return for each item its result or its error, when awaited.
 
     Equal items are sent once. Where a call of several fails, each half is called by itself, and so
     on, so that one bad item fails alone.
@@ -31,38 +31,26 @@ async def outcomes(
         call: Takes items and gives as many results, in their order.
         items: What is asked.
     """
-    if not items:
-        return []
-    if _are_different(items):
-        return await _halved(call, [*items])
-    places: dict[Any, int] = {}
-    sent: list[T] = []
-    at = [_place(places, sent, item) for item in items]
-    found = await _halved(call, sent)
-    return [found[place] for place in at]
-
-
-def _are_different(items: Sequence[Any]) -> bool:
     try:
-        return len(set(items)) == len(items)
+        are_different = len(set(items)) == len(items)
     except TypeError:  # some cannot be compared by a hash
-        return False
+        are_different = True
+    return _halved(call, [*items]) if are_different else _shared(call, items)
 
 
-def _place(places: dict[Any, int], sent: list[T], item: T) -> int:
-    """Return an item's place among those that are sent, putting it there if it is new."""
-    try:
-        place = places.setdefault(item, len(sent))
-    except TypeError:  # it cannot be compared by a hash
-        place = len(sent)
-    if place == len(sent):
-        sent.append(item)
-    return place
+async def _shared(
+    call: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: Sequence[T]
+) -> list[R | Exception]:
+    places = {item: place for place, item in enumerate(dict.fromkeys(items))}
+    found = await _halved(call, [*places])
+    return [found[places[item]] for item in items]
 
 
 async def _halved(
     call: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: list[T]
 ) -> list[R | Exception]:
+    if not items:
+        return []
     try:
         found = list(await call(items))
     except Exception as error:  # noqa: BLE001 - it goes to those who asked

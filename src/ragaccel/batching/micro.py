@@ -290,9 +290,8 @@ class MicroBatcher(Forkable, Generic[T, R]):
     def _run_alone(self, item: T) -> R:
         """Make the call for one item that nobody waits beside, as one worker."""
         try:
-            if self._limits.size is not None:
-                self._limits.size(item)  # what it raises must not depend on who else is there
-            with batch_stage([telemetry.here()]):
+            # What the size raises must not depend on who else is there.
+            with batch_stage([Waiter(item, None, None, self._limits.size)]):
                 found: list[R] = list(self._call([item]))
             if len(found) != 1:
                 raise odd_count(1, len(found))
@@ -310,7 +309,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
             batch = self._taken(mine)
         self._promote()
         try:
-            with batch_stage([ticket.place for ticket in batch]):
+            with batch_stage(batch):
                 found = run(outcomes(call, [ticket.item for ticket in batch]))
             for ticket, outcome in zip(batch, found, strict=True):
                 ticket.end(outcome)

@@ -339,6 +339,8 @@ def _set_listening(listening: tuple[tuple[Listener, frozenset[str] | None, bool]
 
 def recording() -> bool:
     """Tell whether a stage opened now would be heard of."""
+    if _internal._METER_PROVIDER is _silent_meters and trace._TRACER_PROVIDER is _silent_tracers:
+        return bool(_listeners)
     return bool(_listeners) or _has_meters() or _tracer(None) is not None
 
 

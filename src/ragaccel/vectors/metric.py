@@ -153,11 +153,15 @@ def scores(
         return found
     given = (found, np.ascontiguousarray(query), rows, np.ascontiguousarray(among))
     pointers = map(faiss.swig_ptr, given)
-    if metric == "l2":
-        faiss.fvec_L2sqr_by_idx(*pointers, rows.shape[1], 1, len(among))
-        return np.negative(found, out=found)
-    faiss.fvec_inner_products_by_idx(*pointers, rows.shape[1], 1, len(among))
-    return found
+    score = faiss.fvec_L2sqr_by_idx if metric == "l2" else faiss.fvec_inner_products_by_idx
+    # It shares out queries among threads: for one it would only wait until all have had a core.
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # in this thread
+    try:
+        score(*pointers, rows.shape[1], 1, len(among))
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return np.negative(found, out=found) if metric == "l2" else found
 
 
 def best(
