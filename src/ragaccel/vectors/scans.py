@@ -26,8 +26,11 @@ class Scan(NamedTuple):
 
 
 def joined_scans() -> MicroBatcher[Scan, Answers]:
-    """Return what makes one search of those that are asked for meanwhile."""
-    return MicroBatcher(_look_together)
+    """Return what makes one search of those that are asked for meanwhile.
+
+    One at a time: a matrix product takes all cores itself, and two halves cost more than a whole.
+    """
+    return MicroBatcher(_look_together, workers=1)
 
 
 def is_scan(search: Search, index: Index | None) -> bool:
