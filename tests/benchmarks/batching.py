@@ -9,8 +9,8 @@ embed: questions of mixed lengths for callers that ask one after another, unbatc
 `MicroBatcher`, with MiniLM (int8, one thread per call); again with sentences among them, and with
 passages, which this model is hardly faster at in batches, or slower, on a processor: no bar.
 load: p95 while questions come at random (Poisson, seeded) at 90% of what is answered unbatched by
-all cores, measured just before; the same arrivals unbatched and batched, latencies from arrival on. It needs
-a machine that nobody else uses: wall time is all there is.
+all cores, measured just before; the same arrivals unbatched and batched, latencies from arrival on.
+It needs a machine that nobody else uses: wall time is all there is.
 Ratios are of processor time, by which other jobs on the machine count less; wall time stands
 beside it. Each line says whether its bar is met.
 Needs the extras `minilm`, `llamaindex` and `langchain`.
