@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ragaccel.reuse.verified_index import COLD
+from ragaccel.reuse.verified_index import COLD, EXTENDED
 from ragaccel.reuse.verified_labels import Label
 from ragaccel.reuse.verified_strength import Strength
 
@@ -78,10 +78,11 @@ class Verified:
 
     delta: float
     audit: float = 0.05
+    doubt: float = 0.02
     is_gated: bool = True
 
     def __post_init__(self) -> None:
-        self.strength = Strength(self.delta, 0.05, 20_000)
+        self.strength = Strength(self.delta, self.doubt, 20_000)
 
     def reuses(self, nearest: Nearest, luck: float) -> bool:
         return nearest.score >= self.strength.threshold("") and luck >= self.audit
@@ -199,7 +200,8 @@ def play(stream: Stream, rule: Rule) -> Outcome:
             others = near[groups[:count] != groups[row]]
             cosine = float(near[row])
             margin = cosine - float(others.max()) if len(others) and count >= COLD else 0.0
-            nearest = Nearest(int(kept[row]), cosine, cosine + margin)
+            added = EXTENDED * stream.gates[at].extends(stream.gates[kept[row]])
+            nearest = Nearest(int(kept[row]), cosine, cosine + margin + added)
             right = bool(stream.answers[kept[row]] == stream.answers[at])
             if rule.reuses(nearest, stream.luck[at]):
                 hit_at[at], wrong = True, wrong + (not right)

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from ragaccel.reuse.verified_bound import NEVER, Alarm, chance_of_at_least, chance_of_at_most
 from ragaccel.reuse.verified_bound import threshold as found_threshold
 from ragaccel.reuse.verified_gate import gate
+from ragaccel.reuse.verified_index import EXTENDED, Index
 from ragaccel.reuse.verified_labels import Label
 from ragaccel.reuse.verified_strength import Strength
 
+KEPT = "how many people live in the city"
 LABELS = st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=200)
 
 
@@ -143,3 +145,30 @@ def test_questions_that_vectors_hardly_tell_apart_are_kept_apart(one, other):
 def test_other_wordings_of_a_question_are_let_through(one, other):
     """The gates leave it to the vectors where nothing speaks against it."""
     assert gate(one).lets(gate(other))
+
+
+def test_a_question_extends_another_if_its_words_are_in_it_in_their_order():
+    """Words may be added anywhere; none may be missing, moved, or alone be the whole question."""
+    kept = gate(KEPT)
+    assert gate("how many cats I mean how many people live in the city").extends(kept)
+    assert gate("how many people live there sorry in the city").extends(kept)
+    assert not gate("how many people live").extends(kept)
+    assert not gate("in the city live how many people I wonder").extends(kept)
+    assert not gate("how many people live in the city").extends(kept)
+    assert not gate("how do I pay by card").extends(gate("how do I pay")), "too few words"
+
+
+@pytest.mark.parametrize(
+    ("asked", "more"),
+    [
+        ("what I mean how many people live in the city", EXTENDED),
+        ("tell us how many live in that city", 0),
+    ],
+)
+def test_a_question_that_extends_a_kept_one_scores_higher(asked, more):
+    """It counts beside the cosine, which is the same here."""
+    index = Index(10)
+    index.put(b"all", b"kept", np.array([1, 0], np.float32), gate(KEPT), None)
+    near = index.nearest(b"all", np.array([0.8, 0.6], np.float32), gate(asked), b"own")
+    assert near.similarity == pytest.approx(0.8)
+    assert near.score - near.similarity == pytest.approx(more)

@@ -81,7 +81,7 @@ class VerifiedReuse:
 
     What is reused, and what decides it, is learned: every miss is judged against the answer that
     would have been given, and so is a share of the hits, which are asked of the model all the same.
-    Until there are enough labels nothing is reused: about ln(80) / delta of them, 440 for 1%.
+    Until there are enough labels nothing is reused: about ln(200) / delta of them, 530 for 1%.
     Nothing is reused across namespaces, models and their settings, system prompts, histories and
     arguments of the call. Calls with tools or a schema are left to the exact cache.
 
@@ -122,7 +122,7 @@ class VerifiedReuse:
         judge: Judge = same_text,
         audit: float = 0.05,
         split: Callable[[str], tuple[str, str] | None] | None = None,
-        doubt: float = 0.05,
+        doubt: float = 0.02,
         background: bool = False,
         path: str | os.PathLike[str] | None = None,
         max_entries: int = 10_000,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: How many words in the place of others make another question, where this share is the same.
 _REPLACED: Final = 2
 _SAME: Final = 2 / 3
+#: From so many words on a question is not part of another one by chance.
+_TELLING: Final = 5
 _WORD: Final = re.compile(r"\d+(?:[.,:/]\d+)*|\w+(?:['’]\w+)*")  # noqa: RUF001 - as people type it
 _SENTENCE_END: Final = '.!?:…。！？"“„«'  # noqa: RUF001 - see above
 _NEGATIONS: Final = frozenset(
@@ -63,6 +65,13 @@ class Gate(NamedTuple):
             and not _is_reordered(self.words, other.words)
             and not _is_replaced(self.words, other.words)
         )
+
+    def extends(self, other: Gate) -> bool:
+        """Tell whether a question is another one with words added, as by who corrects himself."""
+        if not _TELLING <= len(other.words) < len(self.words):
+            return False
+        mine = iter(self.words.tolist())
+        return all(word in mine for word in other.words.tolist())  # each after the one before
 
 
 def gate(question: str) -> Gate:

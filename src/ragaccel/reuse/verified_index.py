@@ -20,6 +20,8 @@ _FIRST_ROOM: Final = 16
 _LOOKS: Final = 16
 #: In a partition of fewer entries nothing is known of what else is near.
 COLD: Final = 20
+#: What it adds to the score if the question is the entry's with words added.
+EXTENDED: Final = 0.25
 
 
 class Neighbour(NamedTuple):
@@ -29,7 +31,8 @@ class Neighbour(NamedTuple):
         key: Of its answer in the cache.
         group: Entries whose answers were judged equal share one.
         similarity: The cosine.
-        score: The similarity, and how much nearer it is than the next entry of another answer.
+        score: The similarity, how much nearer it is than the next entry of another answer, and
+            `EXTENDED` where that is so.
     """
 
     key: bytes
@@ -67,6 +70,7 @@ class _Partition:
             if entry.key != own and entry.gate.lets(gate):
                 similarity = float(near[at])
                 score = similarity + self._agreement(near, entry.group, similarity)
+                score += EXTENDED * gate.extends(entry.gate)
                 return Neighbour(entry.key, entry.group, similarity, score)
         return None
 
