@@ -1,12 +1,13 @@
 """Hit rate, stale hits and time of maintained answers, beside other ways to keep a cache right.
 
-    python -m tests.benchmarks.freshness --rows 20000 --operations 3000
+    python -m tests.benchmarks.freshness --rows 20000 --operations 3000 --figure freshness.png
 
 Reads are Zipf-distributed over real questions, writes are 70% upserts and 30% deletes, of any rows
 or of rows among the nearest twenty of a question that is drawn as the reads are. All ways see the
 same operations over one exact collection and keep their entries in the same kind of cache; a hit is
 stale if its ids are not those of a search made now. `selective` drops, at every write, exactly the
-entries whose answer it changes. A miss is the search alone: embedding its question comes on top.
+entries whose answer it changes; `never invalidated` has the hits that the same questions would have
+without writes. A miss is the search alone: embedding its question comes on top.
 Vectors: all-MiniLM-L6-v2 of passages and headings of Debian manuals.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +35,7 @@ from ragaccel.wrapping.seam import SPARE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     Vectors = NDArray[np.float32]
@@ -41,6 +44,7 @@ DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "minilm"
 K: Final = 10
 TTL_OPERATIONS: Final = 1000
 WRITES: Final = (0.0, 0.001, 0.01, 0.1, 0.3)
+DRAWN: Final = (0.1, 0.3)
 UPSERTS: Final = 0.7
 NEAR: Final = 20  # rows of a question that are on its topic
 CHANGES: Final = (1, 10, 100, 1000, 2500, 7500)
@@ -65,6 +69,16 @@ class Way:
     def __post_init__(self) -> None:
         """Keep no answer yet."""
         self.floors = np.full(len(self.queries), np.inf, np.float32)
+
+    @property
+    def hits(self) -> int:
+        """Questions that were answered without a search."""
+        return self.reads - self.misses
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The hit rate, and the share of stale ones among the hits."""
+        return self.hits / self.reads, self.stale / max(1, self.hits)
 
     def search(self, query: int) -> list[str]:
         """Return the ids that a search finds now."""
@@ -232,17 +246,29 @@ def show(console: Console, title: str, played: dict[float, dict[str, Way]]) -> N
         table.add_column(heading, justify="left" if heading == "way" else "right")
     for share, ways in played.items():
         for name, way in ways.items():
-            hits = way.reads - way.misses
+            hits, stale = way.shares
             table.add_row(
                 f"{share:.1%}",
                 name,
-                f"{hits / way.reads:.1%}",
-                f"{way.stale / max(1, hits):.2%}",
+                f"{hits:.1%}",
+                f"{stale:.2%}",
                 f"{1000 * (way.reading + way.writing) / way.reads:.3f}",
                 f"{1000 * way.writing / way.reads:.3f}",
             )
         table.add_section()
     console.print(table)
+
+
+def draw(axis: Axes, played: dict[float, dict[str, Way]]) -> None:
+    """Draw the stale share of the hits against the hit rate: a colour a way, a marker a share."""
+    for share, marker in zip(played, "osD^v", strict=False):
+        for at, (name, way) in enumerate(played[share].items()):
+            hits, stale = way.shares
+            axis.scatter(
+                100 * hits, 100 * stale, marker=marker, color=f"C{at}", label=f"{name}, {share:.0%}"
+            )
+    axis.set(xlabel="hit rate, %", ylabel="stale answers per hit, %")
+    axis.legend(fontsize="small")
 
 
 def _milliseconds(calls: Sequence[Any]) -> list[float]:
@@ -308,6 +334,7 @@ def main() -> None:
     parser.add_argument("--operations", type=int, default=30_000)
     parser.add_argument("--queries", type=int, default=2_000)
     parser.add_argument("--only", choices=["any", "topic", "costs"], default=None)
+    parser.add_argument("--figure", help="a PNG or SVG file to draw writes on the topic to")
     asked = parser.parse_args()
     console = Console(width=110)
     documents, queries, near = load(asked.rows, asked.queries)
@@ -323,6 +350,10 @@ def main() -> None:
                 share: play(documents, queries, rows, share, asked.operations) for share in WRITES
             }
             show(console, f"writes on {topic}", played)
+            if asked.figure and name == "topic":
+                figure = Figure((6, 4.5), layout="constrained")
+                draw(figure.subplots(), {share: played[share] for share in DRAWN})
+                figure.savefig(asked.figure, dpi=100)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +33,7 @@ from tests.benchmarks.verified_rules import GPTCACHE, Static, Stream, VCache, Ve
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     from tests.benchmarks.verified_rules import Rule
@@ -204,25 +206,27 @@ def show(rows: Sequence[Row], console: Console) -> None:
     console.print("b hits: second questions of another / of the same meaning that were hits")
 
 
-def draw(rows: Sequence[Row], path: str) -> None:
-    """Draw wrong answers per hit against the hit rate, all seeds."""
-    from matplotlib.figure import Figure
+def draw(axis: Axes, rows: Sequence[Row]) -> None:
+    """Draw wrong answers per hit against the hit rate on one data set, all seeds."""
+    for rule, marker in (
+        (OURS, "o"), ("vCache's rule", "s"), ("cosine", "x"), ("GPTCache's default", "^")
+    ):  # fmt: skip
+        its = [row for row in rows if row.rule.startswith(rule) and row.hits > 0]
+        axis.scatter(
+            [100 * row.hits for row in its], [100 * row.wrong for row in its],
+            marker=marker, label=rule if rule != "cosine" else "static threshold", alpha=0.7,
+        )  # fmt: skip
+    axis.set(title=rows[0].data, xlabel="hit rate, %", ylabel="wrong answers per hit, %")
+    axis.set_yscale("symlog", linthresh=1)
+    axis.legend()
 
+
+def drawn(rows: Sequence[Row], path: str) -> None:
+    """Draw all data sets beside each other to a file."""
     names = list(dict.fromkeys(row.data for row in rows))
     figure = Figure((5 * len(names), 4.5), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for rule, marker in (
-            (OURS, "o"), ("vCache's rule", "s"), ("cosine", "x"), ("GPTCache's default", "^")
-        ):  # fmt: skip
-            its = [row for row in rows if row.data == name and row.rule.startswith(rule)]
-            its = [row for row in its if row.hits > 0]
-            axis.scatter(
-                [100 * row.hits for row in its], [100 * row.wrong for row in its],
-                marker=marker, label=rule if rule != "cosine" else "static threshold", alpha=0.7,
-            )  # fmt: skip
-        axis.set(title=name, xlabel="hit rate, %", ylabel="wrong answers per hit, %")
-        axis.set_yscale("symlog", linthresh=1)
-        axis.legend()
+        draw(axis, [row for row in rows if row.data == name])
     figure.savefig(path, dpi=120)
 
 
@@ -239,7 +243,7 @@ def main() -> None:
         show(its, Console())
         rows += its
     if given.figure:
-        draw(rows, given.figure)
+        drawn(rows, given.figure)
 
 
 if __name__ == "__main__":
