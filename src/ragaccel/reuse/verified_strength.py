@@ -39,7 +39,7 @@ class Strength:
         own = self._own.get(namespace)
         if own is None:
             return self._pool.threshold
-        if own.is_proven or own.was_broken or self._refutes(own):
+        if own.is_proven or own.was_broken or (self._pool.is_proven and self._refutes(own)):
             return own.threshold
         return self._pool.threshold
 
