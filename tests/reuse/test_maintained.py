@@ -192,13 +192,13 @@ def test_as_many_deletes_are_outlived_as_rows_are_to_spare(spare):
 
 
 def test_bulk_load_is_not_replayed():
-    """After more changes than a sixteenth of the rows an answer is searched for anew."""
+    """After more changes than an eighth of the rows an answer is searched for anew."""
     store = CompressedVectorStore(Numbered())
     store.add_texts([f"ant {row}" for row in range(24_000)])
     fast = store.as_retriever(search_kwargs={"k": 3})
     with MultiLevelCache.open() as cache:
         fast = accelerate(fast, cache=cache)
-        for written, misses in ((0, 1), (1200, 1), (2000, 2)):
+        for written, misses in ((0, 1), (2400, 1), (4000, 2)):
             store.add_texts([f"bee {row}" for row in range(written)])
             fast.invoke("ant")
             assert cache.stats().misses == misses

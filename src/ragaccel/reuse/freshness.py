@@ -9,8 +9,8 @@ among them. (Yi et al., "Efficient maintenance of materialized top-k views", ICD
 New rows are judged by the same filter. An answer that is one plain search is repaired. Where
 something stands between the search and the answer (maximal marginal relevance, a threshold, several
 searches), the entry is stale as soon as its rows change. Scores that differ by no more than
-rounding have no provable order: the entry is stale, too. After a bulk load, more changes than a
-sixteenth of the rows, it is stale without a replay. On compressed vectors the answer is as right as
+rounding have no provable order: the entry is stale, too. After a bulk load, more changes than
+an eighth of the rows, it is stale without a replay. On compressed vectors the answer is as right as
 the search that made it, not the one that a new search would make.
 """
 
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-#: After more changes than this, and than this share of the rows, a search costs less than a replay.
+#: After more changes than this, and than this share of the rows, a replay takes twice as long as a
+#: search. From half as many on a search is faster, but its question must be embedded first.
 _FEW_CHANGES: Final = 1000
-_SHARE_OF_ROWS: Final = 1 / 16
+_SHARE_OF_ROWS: Final = 1 / 8
 _ROUNDING: Final = 1e-5
 
 
