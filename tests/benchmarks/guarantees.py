@@ -3,9 +3,7 @@
     python -m tests.benchmarks.guarantees --figure examples/guarantees/guarantees.png
 
 Stale answers per hit against the hit rate, by `tests.benchmarks.freshness`; wrong answers per hit
-against the hit rate, by `tests.benchmarks.verified`, on questions that nothing was developed on;
-and the recall of compressed vectors, asked for and measured by questions that they were not
-calibrated with. Needs the extra minilm.
+against the hit rate, by `tests.benchmarks.verified`. Needs the extra minilm.
 """
 
 from __future__ import annotations
@@ -15,34 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
-from ragaccel import VectorCollection
 from tests.benchmarks import freshness, verified
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QUERIES = 2_000
-CALIBRATED = 1_000  # of the queries; the others measure
-RECALLS = (0.9, 0.95, 0.99)
 DATA = "hwu64"
-
-
-def recalls(console: Console, documents: freshness.Vectors, queries: freshness.Vectors) -> None:
-    """Print the recall@10 of 4-bit codes that is asked for, and the one that is measured."""
-    table = Table("recall=", "by stand-ins", "calibrated", title="recall@10, measured")
-    for asked in RECALLS:
-        with VectorCollection.open(
-            dim=documents.shape[1], compression="rabitq4", recall=asked
-        ) as rows:
-            rows.upsert([str(row) for row in range(len(documents))], documents)
-            rows.flush()
-            before = rows.measure_recall(queries[CALIBRATED:])
-            rows.calibrate(queries[:CALIBRATED])
-            after = rows.measure_recall(queries[CALIBRATED:])
-        table.add_row(f"{asked}", f"{before:.4f}", f"{after:.4f}")
-    console.print(table)
 
 
 def draw(
@@ -68,7 +46,6 @@ def main() -> None:
     given: Any = parser.parse_args()
     console = Console(width=110)
     documents, queries, near = freshness.load(given.rows, QUERIES)
-    recalls(console, documents, queries)
     played = {
         share: freshness.play(documents, queries, near, share, given.operations)
         for share in freshness.DRAWN

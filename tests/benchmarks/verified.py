@@ -227,7 +227,7 @@ def drawn(rows: Sequence[Row], path: str) -> None:
     figure = Figure((5 * len(names), 4.5), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         draw(axis, [row for row in rows if row.data == name])
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
