@@ -70,9 +70,10 @@ def truth(
     found = np.full((len(queries), K), -1, dtype=np.int64)
     for part in blocks(slots):
         vectors = prepare(rows.read(part), metric)
-        rough = rough_scores(queries, vectors, metric)
         for at, query in enumerate(queries):
-            scores, kept = nearest(query, vectors, rough[at], K, metric)
+            if at % QUERIES == 0:
+                rough = rough_scores(queries[at : at + QUERIES], vectors, metric)
+            scores, kept = nearest(query, vectors, rough[at % QUERIES], K, metric)
             scores = np.concatenate((best[at], scores))
             both = np.concatenate((found[at], part[kept]))
             order = np.lexsort((both, -scores))[:K]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ragaccel.vectors.segment import Segment
+    from ragaccel.vectors.slab import Rows
     from ragaccel.vectors.spec import Metric
 
 _TRIAL_ROWS: Final = 50_000
@@ -98,7 +99,7 @@ def choose(
             "small is searched exactly."
         )
     specs = list(_ladder(_ALL, len(rows)) if candidates is None else candidates)
-    bench = _bench(rows, len(rows), metric, recall, queries)
+    bench = _bench(rows, metric, recall, queries)
     trials = [trial for trial, _ in _shown(bench, specs, workers, progress=progress)]
     limit = _bytes_limit(rows.shape[1], len(rows), memory_mb)
     best = _best(trials, recall, limit, latency_ms, strict=bool(memory_mb or latency_ms))
@@ -106,7 +107,8 @@ def choose(
 
 
 def choose_spec(
-    sample: NDArray[np.float32],
+    slab: Rows,
+    sample: NDArray[np.int64],
     rows: int,
     metric: Metric,
     recall: float,
@@ -116,15 +118,18 @@ def choose_spec(
     """Return what a collection compresses with: of a short ladder, the first that fits.
 
     Args:
-        sample: Raw rows, shape (n, dim).
+        slab: Raw vectors.
+        sample: The slots of some that stand for all, int64 of shape (n,).
         rows: How many rows there are.
         metric: How they are scored.
         recall: The recall@10 to keep.
         memory: Bytes that the codes may take; None for 1/24 of float32.
         queries: Real query vectors, shape (m, dim); inverted lists are for those who have some.
     """
-    bench = _bench(sample, rows, metric, recall, queries)
-    limit = _bytes_limit(sample.shape[1], rows, None if memory is None else memory / 1e6)
+    exam = calibrate.exam_on(slab, sample, queries, metric, 2 * calibrate.QUERIES)
+    bench = Bench(slab, sample, rows, metric, recall, exam)
+    dim = exam.queries.shape[1]
+    limit = _bytes_limit(dim, rows, None if memory is None else memory / 1e6)
     trials = []
     for trial, _ in run(bench, _ladder(_QUICK, 0 if queries is None else rows)):
         trials.append(trial)
@@ -168,7 +173,7 @@ def build_best(
 
 
 def _bench(
-    rows: NDArray[np.float32], count: int, metric: Metric, recall: float, queries: ArrayLike | None
+    rows: NDArray[np.float32], metric: Metric, recall: float, queries: ArrayLike | None
 ) -> Bench:
     """Return a bench on a sample of rows (n, dim)."""
     step = -(-len(rows) // _TRIAL_ROWS)
@@ -179,7 +184,7 @@ def _bench(
     slab.extend(len(prepared))
     asked = None if queries is None else check_vectors(queries, rows.shape[1])
     exam = calibrate.exam_on(slab, slots, asked, metric, 2 * calibrate.QUERIES)
-    return Bench(slab, slots, count, metric, recall, exam, unit=metric == "cosine")
+    return Bench(slab, slots, len(rows), metric, recall, exam, unit=metric == "cosine")
 
 
 def _ladder(codecs: Sequence[Any], rows: int) -> list[CompressionSpec]:

@@ -93,10 +93,9 @@ class Plan:
         fits = old is not None and (old.recall or 0) >= asked.recall
         if old is not None and fits and not is_outgrown(asked, old, rows):
             return old.spec
-        step = max(1, rows // TRAIN_ROWS)
-        sample = self.slab.read(self.slots[::step])
+        sample = self.slots[:: max(1, rows // TRAIN_ROWS)]
         return choose_spec(
-            sample, rows, asked.metric, asked.recall, asked.memory_bytes, self.questions
+            self.slab, sample, rows, asked.metric, asked.recall, asked.memory_bytes, self.questions
         )
 
 

@@ -98,8 +98,7 @@ class Segment:
         """Train a codec on some raw rows and encode all of those slots, int64 of shape (n,)."""
         wanted = max(TRAIN_ROWS, faiss_engine.rows_to_train(spec, len(slots)))
         step = max(1, len(slots) // wanted)
-        sample = prepare(rows.read(slots[::step]), metric)
-        segment = cls.train(spec, metric, sample, len(slots))
+        segment = cls.train(spec, metric, _sampled(rows, slots[::step], metric), len(slots))
         for part in blocks(slots):
             segment.add(part, prepare(rows.read(part), metric))
         return segment
@@ -212,6 +211,16 @@ class Segment:
         )  # fmt: skip
         segment._stored = segment._state(head.rows_of, head.floor)
         return segment
+
+
+def _sampled(rows: Rows, slots: NDArray[np.int64], metric: Metric) -> NDArray[np.float32]:
+    """Return prepared rows, with little else in memory meanwhile."""
+    sample = np.empty((len(slots), rows.mapped.shape[1]), dtype=np.float32)
+    at = 0
+    for part in blocks(slots):
+        sample[at : at + len(part)] = prepare(rows.read(part), metric)
+        at += len(part)
+    return sample
 
 
 def _head(data: NDArray[np.uint8]) -> tuple[_Head, NDArray[np.uint8]] | None:

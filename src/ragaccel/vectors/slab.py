@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SLAB: Final = "vectors.bin"
 _BLOCK_ROWS: Final = 8192
-_READ_ROWS: Final = 32_768
+_READ_ROWS: Final = 8192
 _PAGE: Final = 4096
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ragaccel import telemetry
 from ragaccel.errors import CollectionClosedError, ConfigurationError
+from ragaccel.resources.heap import give_back
 from ragaccel.telemetry import attributes
 from ragaccel.vectors.background import Background, StoppableSlab, StoppedError
 from ragaccel.vectors.calibrate import set_effort
@@ -56,6 +57,7 @@ class Upkeep:
             if index.live_count <= _AT_ONCE_ROWS:
                 with telemetry.stage("compact", {attributes.ROWS: index.live_count}):
                     index.keep_up()
+                give_back()
             else:
                 self._background.begin(self._remake)
 
@@ -148,6 +150,7 @@ class Upkeep:
             plan = self._plan(index)
         with telemetry.stage("compact", {attributes.ROWS: len(plan.slots)}):
             self._make_codes(index, plan)
+        give_back()
 
     def _make_codes(self, index: Index, plan: Plan) -> None:
         """Set the effort anew, or make other codes if no effort keeps the recall."""
