@@ -15,6 +15,7 @@ from ragaccel import CompressionSpec, VectorCollection
 from ragaccel.errors import ConfigurationError
 from ragaccel.ingest import DaskWorkers, RayWorkers, ingest
 from tests.ingest import texts
+from tests.ingest.children import check_interrupted
 from tests.ingest.kits import KITS
 
 pytestmark = [
@@ -137,6 +138,16 @@ def test_what_workers_cannot_be_sent_is_refused(cluster):
             iter([]), collection, embed=texts.HashModel(), transform=lambda _: [lock],
             workers=cluster,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_what_ctrl_c_broke_off_is_gone_on_with(name, tmp_path, monkeypatch):
+    """Documents are whole or not there, no process is left, and the end is the undisturbed one."""
+    pytest.importorskip({"dask": "distributed", "ray": "ray"}[name], reason="needs the extra")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    check_interrupted(name, tmp_path / "store", pids)
 
 
 def test_the_second_time_nothing_is_sent(cluster):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +16,15 @@ from ragaccel import VectorCollection
 from ragaccel.errors import ConfigurationError, IngestionError, RagaccelWarning
 from ragaccel.ingest import ingest
 from tests.ingest import children, texts
+from tests.ingest.children import (
+    alive,
+    check_interrupted,
+    child,
+    interrupt,
+    is_whole,
+    stored,
+    until,
+)
 from tests.ingest.kits import KITS
 
 
@@ -120,48 +127,11 @@ def _python(*arguments):
         capture_output=True,
         text=True,
         check=False,
-        env=_environment(),
+        env=children.environment(),
     )
 
 
-def _environment():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-
-
 # -- kills -----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def child(*arguments):
-    """Run a role of `children` in a process group of its own; kill it at the end."""
-    process = subprocess.Popen(
-        [sys.executable, children.__file__, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment(),
-        start_new_session=True,
-    )  # fmt: skip
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def until(condition):
-    """Wait until something is so."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def alive(folder):
-    """Return the processes that have noted themselves in a folder and still run."""
-    found = []
-    for file in folder.iterdir():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if psutil.Process(int(file.name)).status() != psutil.STATUS_ZOMBIE:
-                found.append(int(file.name))
-    return found
 
 
 @pytest.fixture
@@ -196,8 +166,8 @@ def test_killed_and_resumed_it_ends_as_if_undisturbed(name, kills, tmp_path, pid
             time.sleep(random.uniform(0, 0.5))
             process.kill()
         until(lambda: not alive(pids))
-        rows = _stored(kit, folders[-1])
-        assert _whole(rows)
+        rows = stored(kit, folders[-1])
+        assert is_whole(rows)
         assert rows.items() <= expected.items()
         partly += 0 < len(rows) < len(expected)
         if len(rows) == len(expected):
@@ -206,20 +176,7 @@ def test_killed_and_resumed_it_ends_as_if_undisturbed(name, kills, tmp_path, pid
     with child("run", name, folders[-1], pids) as process:
         told, errors = process.communicate()
     assert f"{children.DOCUMENTS} documents" in told, errors
-    assert _stored(kit, folders[-1]) == expected
-
-
-def _stored(kit, folder):
-    store = kit.open(folder)
-    rows = texts.rows(kit.collection(store))
-    kit.close(store)
-    return rows
-
-
-def _whole(rows):
-    """Tell whether of each document there are as many rows as their ids say."""
-    marks = [id_.split("-")[0] for id_ in rows]
-    return all(marks.count(id_.split("-")[0]) == int(id_.split("of")[1]) for id_ in rows)
+    assert stored(kit, folders[-1]) == expected
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -231,15 +188,19 @@ def test_workers_end_with_a_parent_that_is_killed(pids, workers):
         until(lambda: not alive(pids))
 
 
-def test_ctrl_c_ends_it_cleanly(pids, tmp_path):
+def test_ctrl_c_ends_it_cleanly(pids):
     """With one KeyboardInterrupt, no word of the workers, and none of them left."""
     with child("outlast", pids, 2) as process:
         until(lambda: len(alive(pids)) == 2)
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        errors, left = interrupt(process)
     assert re.search(r"KeyboardInterrupt\n$", errors)
     assert errors.count("Traceback") == 1
-    assert not alive(pids)
+    assert not left
+
+
+def test_what_ctrl_c_broke_off_is_gone_on_with(tmp_path, pids):
+    """Documents are whole or not there, no process is left, and the end is the undisturbed one."""
+    check_interrupted("processes", tmp_path / "store", pids)
 
 
 def test_processes_are_started_where_there_is_enough_to_do(pids):
