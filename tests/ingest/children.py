@@ -144,6 +144,7 @@ def check_interrupted(where, folder, pids):
         assert process.stdout.readline() == "open\n"
         with VectorCollection.open(folder, read_only=True) as reader:
             until(lambda: process.poll() is not None or len(reader) > 0)
+        assert process.poll() is None, process.stderr.read()
         errors, left = interrupt(process)
     assert "KeyboardInterrupt" in errors, errors
     assert not left
