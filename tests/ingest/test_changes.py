@@ -50,5 +50,26 @@ def test_the_store_holds_the_chunks_of_what_was_given(kit, runs):
     kit.close(store)
 
 
+def test_one_more_document_transforms_and_embeds_one(kit):
+    """The others are passed over, and so are they where one of them has changed."""
+    store, transform = kit.open(), texts.Counted(kit.transform)
+    documents = [(id_, text) for id_, text, _ in texts.documents(40)]
+
+    def transformed():
+        before = texts.Counted.count
+        report = ingest(
+            (kit.document(*one) for one in documents), store, embed=kit.model,
+            transform=transform, workers=0,
+        )  # fmt: skip
+        return texts.Counted.count - before, report.stored, report.embedded
+
+    assert transformed()[:2] == (40, 40)
+    documents.insert(7, ("new", "a new one. with two sentences"))
+    assert transformed() == (1, 1, 2)
+    documents[30] = (documents[30][0], f"another first sentence. {documents[30][1]}")
+    assert transformed() == (1, 1, 1)
+    kit.close(store)
+
+
 def _chunks(text, split):
     return texts.parts(text) if split else [text] * bool(text.strip())

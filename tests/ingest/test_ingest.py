@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -414,14 +415,16 @@ def test_a_key_takes_the_place_of_the_id(setup, key):
 
 
 def test_progress_is_shown_on_a_terminal_only(setup, monkeypatch, capsys):
-    """A bar with how many are done and how fast."""
+    """A bar with how many are done, how fast, and how long the rest takes if that is known."""
     setup.ingest(texts.documents(5))
     assert not capsys.readouterr().err
+    documents = [*texts.documents(5, salt=1), ("p", "poison")]
     monkeypatch.setattr("sys.stderr", Terminal())
-    setup.ingest([*texts.documents(5, salt=1), ("p", "poison")])
-    shown = sys.stderr.getvalue()
-    assert "6/6" in shown
-    assert "/s" in shown
+    setup.ingest(documents)
+    assert re.search(r"6/6 +[\d,.]+/s +0:00:00", sys.stderr.plain())
+    monkeypatch.setattr("sys.stderr", Terminal())
+    setup.ingest(iter(documents))
+    assert re.search(r"6/\? +[\d,.]+/s +-:--:--", sys.stderr.plain())
 
 
 class Terminal(io.StringIO):
@@ -429,3 +432,6 @@ class Terminal(io.StringIO):
 
     def isatty(self):
         return True
+
+    def plain(self):
+        return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", self.getvalue())

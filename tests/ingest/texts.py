@@ -80,11 +80,29 @@ class Slow:
     def __call__(self, document):
         note(self.pids)
         time.sleep(0.004)
-        if isinstance(document, tuple):
-            return self.transform(document)
-        if hasattr(self.transform, "transform_documents"):
-            return self.transform.transform_documents([document])
-        return self.transform([document])
+        return applied(self.transform, document)
+
+
+class Counted:
+    """A transformation that counts documents, for its class: an own count would be a setting."""
+
+    count = 0
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __call__(self, document):
+        Counted.count += 1
+        return applied(self.transform, document)
+
+
+def applied(transform, document):
+    """Return what a transformation of any kind makes of one document."""
+    if isinstance(document, tuple):
+        return transform(document)
+    if hasattr(transform, "transform_documents"):
+        return transform.transform_documents([document])
+    return transform([document])
 
 
 def endless(document):
