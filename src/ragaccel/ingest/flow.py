@@ -297,6 +297,7 @@ class Ingestion:
             self._take_back()
         self._write()
         self._wait()
+        self._tell(self._tally.ended)
 
     def _end(self, change: Change) -> None:
         self._under_way.pop(change.id, None)
