@@ -107,7 +107,9 @@ class EngineContract:
         self, engine: Engine, spec: CompressionSpec, codes: Codes
     ) -> None:
         """What is stored answers as before, and takes in more rows."""
-        again = engine.load(spec, _DIM, codes.to_bytes())
+        stored = bytearray()
+        codes.write(stored.extend)
+        again = engine.load(spec, _DIM, np.frombuffer(stored, dtype=np.uint8))
         queries = _clustered(5, seed=4)
         for probes in (1, codes.most_probes):
             np.testing.assert_array_equal(

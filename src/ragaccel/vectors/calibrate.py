@@ -70,14 +70,14 @@ def truth(
     found = np.full((len(queries), K), -1, dtype=np.int64)
     for part in blocks(slots):
         vectors = prepare(rows.read(part), metric)
-        for at, query in enumerate(queries):
-            if at % QUERIES == 0:
-                rough = rough_scores(queries[at : at + QUERIES], vectors, metric)
-            scores, kept = nearest(query, vectors, rough[at % QUERIES], K, metric)
-            scores = np.concatenate((best[at], scores))
-            both = np.concatenate((found[at], part[kept]))
-            order = np.lexsort((both, -scores))[:K]
-            best[at], found[at] = scores[order], both[order]
+        for start in range(0, len(queries), QUERIES):
+            some = queries[start : start + QUERIES]
+            for at, rough in enumerate(rough_scores(some, vectors, metric), start):
+                scores, kept = nearest(queries[at], vectors, rough, K, metric)
+                scores = np.concatenate((best[at], scores))
+                both = np.concatenate((found[at], part[kept]))
+                order = np.lexsort((both, -scores))[:K]
+                best[at], found[at] = scores[order], both[order]
     return found
 
 

@@ -143,17 +143,18 @@ class Segment:
         state = self._state(rows_of, floor)
         if state == self._stored and file.exists():
             return
-        body = self.codes.to_bytes().data
         head = _Head(
             self.spec.codec, self.spec.structure, self.spec.oversample, self.dim, self.metric,
             self.trained_rows, self.rows_when_made, *self.effort, self.recall, floor, self.end,
             rows_of,
         )  # fmt: skip
-        head.checksum = _checksum(head, body)
+        digest = _digest(head)
+        self.codes.write(digest.update)
+        head.checksum = digest.intdigest()
         temporary = file.with_name(file.name + ".new")
         with temporary.open("wb") as out:
             out.write(_MAGIC + msgspec.json.encode(head) + b"\n")
-            out.write(body)
+            self.codes.write(out.write)
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(file)
@@ -238,6 +239,10 @@ def _head(data: NDArray[np.uint8]) -> tuple[_Head, NDArray[np.uint8]] | None:
 
 
 def _checksum(head: _Head, body: memoryview) -> int:
-    digest = xxhash.xxh3_64(msgspec.json.encode(msgspec.structs.replace(head, checksum=0)))
+    digest = _digest(head)
     digest.update(body)
     return digest.intdigest()
+
+
+def _digest(head: _Head) -> xxhash.xxh3_64:
+    return xxhash.xxh3_64(msgspec.json.encode(msgspec.structs.replace(head, checksum=0)))

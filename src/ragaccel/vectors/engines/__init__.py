@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -68,8 +70,8 @@ class Codes(Protocol):
             Slots, int64 of shape (m, count); -1 where there are no more.
         """
 
-    def to_bytes(self) -> NDArray[np.uint8]:
-        """Return everything, as `Engine.load` takes it."""
+    def write(self, out: Callable[[bytes], object]) -> None:
+        """Give everything to a function, in parts that are together what `Engine.load` takes."""
 
 
 class Engine(Protocol):
@@ -94,4 +96,4 @@ class Engine(Protocol):
         """Return `Codes.bytes_used` of so many rows, without making codes."""
 
     def load(self, spec: CompressionSpec, dim: int, data: NDArray[np.uint8]) -> Codes:
-        """Return codes from what `Codes.to_bytes` gave."""
+        """Return codes from what `Codes.write` gave."""

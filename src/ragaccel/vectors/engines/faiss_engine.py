@@ -14,6 +14,8 @@ from ragaccel.vectors.spec import PQ_DIMENSIONS
 faiss: Any = _typed_faiss  # its stubs describe the C++ signatures, not the Python ones
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from ragaccel.vectors.spec import CompressionSpec, Metric
@@ -23,6 +25,7 @@ _SLOT_BYTES: Final = 8
 _LINK_BYTES: Final = 4
 _LINKS: Final = 16
 _BUILD_PROBES: Final = 100
+_WRITTEN_BYTES: Final = 1 << 20
 _MOST_LISTS: Final = 4096
 _ROWS_PER_LIST: Final = 40  # of the training sample: fewer make lists at random
 _SCALAR: Final = {
@@ -71,7 +74,7 @@ def _lists_of(spec: CompressionSpec, rows: int, trained: int) -> int:
 
 
 def load(spec: CompressionSpec, dim: int, data: NDArray[np.uint8]) -> FaissCodes:
-    """Return codes from what `to_bytes` gave."""
+    """Return codes from what `write` gave."""
     if spec.structure != "hnsw":
         return FaissCodes(spec, dim, faiss.deserialize_index(data))
     rows = int(data[:_SLOT_BYTES].view(np.int64)[0])
@@ -146,10 +149,9 @@ class FaissCodes:
         slots: NDArray[np.int64] = found
         return slots
 
-    def to_bytes(self) -> NDArray[np.uint8]:
-        """Return everything, as `load` takes it."""
-        data: NDArray[np.uint8] = faiss.serialize_index(self._index)
-        return data
+    def write(self, out: Callable[[bytes], object]) -> None:
+        """Give everything to a function in parts, so that no copy is in memory."""
+        faiss.write_index(self._index, faiss.PyCallbackIOWriter(out, _WRITTEN_BYTES))
 
     def transformed(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return vectors as the index takes them: rotated and padded where its codec wants that."""
@@ -222,10 +224,11 @@ class GraphCodes(FaissCodes):
         slots: NDArray[np.int64] = np.where(found >= 0, self._slots[found], -1)
         return slots
 
-    def to_bytes(self) -> NDArray[np.uint8]:
-        """Return everything, as `load` takes it."""
-        head = np.array([len(self._slots)], dtype=np.int64).view(np.uint8)
-        return np.concatenate((head, self._slots.view(np.uint8), super().to_bytes()))
+    def write(self, out: Callable[[bytes], object]) -> None:
+        """Give everything to a function in parts: the slots, and the graph."""
+        out(np.array([len(self._slots)], dtype=np.int64).tobytes())
+        out(self._slots.tobytes())
+        super().write(out)
 
 
 def _padded(spec: CompressionSpec, dim: int) -> int:
