@@ -4,17 +4,7 @@ Documents are split and texts embedded by the workers. Looking up and writing st
 order as without a cluster, so that the collection is the same, row by row, and so are the segments
 that are built of it. A job is sent to the workers once, then groups of documents and texts.
 
-What it costs, from rates measured on one core: an int8 MiniLM embeds some 500 short chunks a second
-and torch with float32 some 90; this process looks up and writes a chunk of 384 dimensions in 0.15
-ms; the codes of a vector take 8 microseconds, which is why they are made here.
-
-    chunks        embedding, int8    float32     writing here    codes      raw vectors
-    10 million    6 core hours       31          0.4 hours       80 s       15 GB
-    100 million   56                 310         4.2             13 min     154 GB
-    1 billion     560                3,100       42              2.2 h      1.5 TB
-
-So one ingestion keeps some 13 cores with int8 busy, or 70 with float32; more of them are of use to
-several ingestions, each into a collection of its own.
+What that costs for many, and why codes are made here, is in examples/many_machines/README.md.
 """
 
 from __future__ import annotations
