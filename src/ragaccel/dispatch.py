@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ragaccel.batching import MicroBatcher
     from ragaccel.cache import MultiLevelCache
     from ragaccel.cache.ttl import TTL
+    from ragaccel.wrapping.seam import Neighbours
     from ragaccel.wrapping.semantic import Semantic
 
 __all__ = ["accelerate", "unwrap"]
@@ -61,6 +62,7 @@ def accelerate(
     changes: str | os.PathLike[str] | None = None,
     metric: Literal["cosine", "dot"] | None = None,
     normalise: Callable[[str], str] | None = None,
+    neighbours: Neighbours | None = None,
 ) -> T:
     """Return an object of the same class that traces and, if asked to, caches.
 
@@ -122,6 +124,9 @@ def accelerate(
             characters. The one that was asked first is answered, and its answer, or its embedding,
             is that of the others: a model that tells capitals from small letters may have given
             another. It is for retrievals and embeddings of queries; others are not changed by it.
+        neighbours: A `NeighbourReuse(…)`, which answers a plain search of a retriever over a
+            `CompressedVectorStore` by what searches for similar questions found; others are not
+            changed by it. It needs a `cache`, which is asked first.
 
     Returns:
         An instance of the object's own class.
@@ -149,6 +154,8 @@ def accelerate(
         raise ConfigurationError(f"precision must be float32 or float16, got {precision!r}.")
     if semantic is not None and cache is None:
         raise ConfigurationError("semantic reuse needs a cache, which keeps the answers.")
+    if neighbours is not None and cache is None:
+        raise ConfigurationError("neighbours need a cache, which keeps the answers.")
     given: Any = spare
     if not isinstance(given, int) or isinstance(given, bool) or given < 0:
         raise ConfigurationError(f"spare must be a whole number of at least 0, got {spare!r}.")
@@ -168,5 +175,6 @@ def accelerate(
     options = Options(
         cache, namespace, ttl, identity, cache_sampled, precision, pattern, semantic, spare,
         noted, metric, normalise,
+        neighbours,
     )  # fmt: skip
     return cast("T", import_module(home).accelerated(obj, options))

@@ -128,6 +128,7 @@ class _Retriever(_Base):
                 serve(
                     flow.SYNC, self, state.options, kind,
                     _parts(self, state.options, query, kwargs), call, query=query, spare=spare,
+                    alike=_alike(self, state.options, kind, kwargs),
                 )
             )  # fmt: skip
             tell_found(span, query, documents)
@@ -152,6 +153,7 @@ class _Retriever(_Base):
             documents = await serve(
                 flow.ASYNC, self, state.options, kind,
                 _parts(self, state.options, query, kwargs), call, query=query, spare=spare,
+                alike=_alike(self, state.options, kind, kwargs),
             )  # fmt: skip
             tell_found(span, query, documents)
         return documents
@@ -207,6 +209,11 @@ def _query_stage(retriever: Any, options: Options, run_manager: Any) -> telemetr
 def _parts(retriever: Any, options: Options, query: str, kwargs: dict[str, Any]) -> Any:
     """Return a function that gives everything an answer depends on, read when it is called."""
     return lambda: (_identity(retriever, options), options.worded(query), kwargs)
+
+
+def _alike(retriever: Any, options: Options, kind: Kind[Any], kwargs: dict[str, Any]) -> Any:
+    """Return a function that gives what must be equal to share what a search finds, or None."""
+    return (lambda: (_identity(retriever, options), kwargs)) if kind is _REPAIRED else None
 
 
 def _identity(retriever: Any, options: Options) -> Any:

@@ -145,6 +145,7 @@ class _Retriever(_Base):
                     flow.SYNC, self, state.options,
                     _REPAIRED_SYNC_NODES if plain else _SYNC_NODES, asked, call,
                     query=query_bundle.query_str, spare=state.options.spare if plain else 0,
+                    alike=(lambda: _identity(self, state.options)) if plain else None,
                 )
             )  # fmt: skip
             tell_found(span, query_bundle, retrieved.nodes)
@@ -169,6 +170,7 @@ class _Retriever(_Base):
                 flow.ASYNC, self, state.options,
                 _REPAIRED_ASYNC_NODES if plain else _ASYNC_NODES, asked, call,
                 query=query_bundle.query_str, spare=state.options.spare if plain else 0,
+                alike=(lambda: _identity(self, state.options)) if plain else None,
             )  # fmt: skip
             tell_found(span, query_bundle, retrieved.nodes)
         return retrieved.nodes

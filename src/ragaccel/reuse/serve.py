@@ -30,6 +30,7 @@ async def serve(
     *,
     query: Any,
     spare: int = 0,
+    alike: Callable[[], Any] | None = None,
 ) -> R:
     """Serve a retrieval from the cache, or make it and keep it with what it depends on.
 
@@ -43,13 +44,20 @@ async def serve(
         query: What a ttl policy is shown of the question.
         spare: Rows that searches look for beyond those asked for, where `kind` can rebuild; see
             `ragaccel.reuse.freshness`.
+        alike: Gives what must be equal in retrievals that may share what their searches find; None
+            where they may not. See `ragaccel.reuse.neighbours`.
     """
     if options.cache is None:
         with seam.serving(component):
             return await call()
 
     async def compute() -> Answer[R]:
-        with telemetry.stage("retrieve"), watch(spare) as traces, reading() as reads:
+        short = None if alike is None else options.shortcut(alike)
+        with (
+            telemetry.stage("retrieve"),
+            watch(spare, short) as traces,
+            reading() as reads,
+        ):
             result = await call()
         return Answer(result, dependencies(traces), tuple(reads))
 

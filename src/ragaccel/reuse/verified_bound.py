@@ -19,6 +19,7 @@ _STARTS: Final = 4
 _ALARM: Final = 1000.0
 _WORSE: Final = 10.0
 _MOST_WORSE: Final = 0.5
+_PRECISION: Final = 1e-6
 
 
 def threshold(
@@ -74,6 +75,26 @@ def chance_of_at_least(mistakes: int, trials: int, share: float) -> float:
     if mistakes <= trials * share:
         return 1.0  # see chance_of_at_most
     return max(0.0, 1 - _at_most(mistakes - 1, trials, share))
+
+
+def most_likely_at_most(mistakes: int, trials: int, doubt: float) -> float:
+    """Return the share of mistakes that is not exceeded, but for a doubt (Clopper and Pearson).
+
+    Args:
+        mistakes: How many there were.
+        trials: Among how many.
+        doubt: Probability that the share is larger.
+    """
+    low, high = mistakes / trials if trials else 0.0, 1.0
+    if low >= high or not trials:
+        return 1.0
+    while high - low > _PRECISION:
+        middle = (low + high) / 2
+        if chance_of_at_most(mistakes, trials, middle) > doubt:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def _at_most(mistakes: int, trials: int, share: float) -> float:

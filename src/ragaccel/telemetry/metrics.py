@@ -109,7 +109,7 @@ METRICS: Final[dict[str, Metric]] = {
         "counter",
         "{lookup}",
         "Calls looked up among similar ones, by result: hit, miss, audit (a hit that was asked "
-        "of the model all the same)",
+        "of the model all the same); of searches put to neighbours: certified, calibrated, miss",
         (NAMESPACE, RESULT),
     ),
     "ragaccel.reuse.labels": Metric(

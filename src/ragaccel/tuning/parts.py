@@ -72,6 +72,6 @@ def _held(several: Iterable[Any], depth: int, seen: set[int]) -> Iterator[Any]:
         yield one
         if depth:
             options = transparent.options_of(one)
-            inside = [options.cache, options.batch]
+            inside = [options.cache, options.batch, options.neighbours]
             inside += [getattr(one, name, None) for name in _HELD]
             yield from _held(inside, depth - 1, seen)

@@ -34,7 +34,7 @@ from ragaccel.vectors.search import Search, check_k, check_score
 from ragaccel.vectors.slab import SLAB
 from ragaccel.vectors.store import Store, settings
 from ragaccel.vectors.upkeep import Upkeep
-from ragaccel.vectors.watch import SearchTrace, spare, watched
+from ragaccel.vectors.watch import SearchTrace, shortcut, spare, watched
 
 if TYPE_CHECKING:
     import os
@@ -417,12 +417,18 @@ class VectorCollection(Forkable):
 
     def _answer(self, search: Search) -> Answers:
         with telemetry.stage("search", {attributes.TOP_K: search.k}) as span:
-            if scans.is_scan(search, self._store.index):
-                answers = self._scans(scans.Scan(search, self._make))
+            short = shortcut()
+            if short is None or len(search.queries) != 1:
+                answers = self._make_any(search)
             else:
-                answers = self._make(search)
+                answers = short(self, search, self._make_any, span)
             self._tell_all(span, search, answers)
         return answers
+
+    def _make_any(self, search: Search) -> Answers:
+        if scans.is_scan(search, self._store.index):
+            return self._scans(scans.Scan(search, self._make))
+        return self._make(search)
 
     @contextlib.contextmanager
     def exactly(self) -> Iterator[None]:
@@ -446,7 +452,7 @@ class VectorCollection(Forkable):
         """Find the nearest rows of one query without blocking the event loop; see `search`."""
         asked = check_vectors(query, self.dim)
         search = Search(asked, check_k(k), where, exact=self._is_exact, spare=spare())
-        if not scans.is_scan(search, self._store.index):
+        if shortcut() is not None or not scans.is_scan(search, self._store.index):
             found = await asyncio.to_thread(self._answer, search)
             return found.hits()[0]
         with telemetry.stage("search", {attributes.TOP_K: k}) as span:
@@ -456,7 +462,7 @@ class VectorCollection(Forkable):
 
     def _tell_all(self, span: telemetry.Stage, search: Search, answers: Answers) -> None:
         """Tell the caller's watcher, and the stage, what was found."""
-        self._tell(search, answers.found, answers.position)
+        self._tell(search, answers.found, answers.position, answers.floor)
         if self._hears_answers is not None and not search.exact:
             self._hears_answers(functools.partial(self._recall_of, search, answers))
         if span is not telemetry.OFF:
@@ -494,6 +500,8 @@ class VectorCollection(Forkable):
             attributes.ROWS: rows,
             attributes.CANDIDATES: rows if search.exact else index.candidates(search.reach),
         }
+        if answers.floor is not None:
+            return told | {attributes.CANDIDATES: answers.searched}
         if answers.searched < rows:
             told[attributes.SELECTIVITY] = answers.searched / rows
         if len(search.queries) > 1:
@@ -812,7 +820,13 @@ class VectorCollection(Forkable):
                 self._store.follow()
                 self._upkeep.keep_up()
 
-    def _tell(self, search: Search, found: Sequence[Found], position: Position) -> None:
+    def _tell(
+        self,
+        search: Search,
+        found: Sequence[Found],
+        position: Position,
+        known_floor: float | None = None,
+    ) -> None:
         """Tell a watcher what was found, so that it can see when that is no longer right."""
         traces = watched()
         if traces is None:
@@ -820,6 +834,7 @@ class VectorCollection(Forkable):
         for query, (scores, slots) in zip(search.queries, found, strict=True):
             is_full = scores and len(slots) == search.reach
             floor = scores[-1] if is_full else search.min_score
+            floor = floor if known_floor is None else known_floor
             traces.append(
                 SearchTrace(
                     self.id, *position, query.copy(), floor, tuple(slots), tuple(scores),

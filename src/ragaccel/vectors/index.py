@@ -332,6 +332,31 @@ class Index:
             return self._exact(prepared, k, allowed)
         return self._compressed(self._segment, prepared, k, allowed)
 
+    def best_among(
+        self, queries: NDArray[np.float32], k: int, slots: NDArray[np.int64]
+    ) -> list[Found]:
+        """Return per query the exact scores and slots of the nearest of some rows.
+
+        Args:
+            queries: See `search`.
+            k: Rows per query.
+            slots: Of the rows, ascending; those that are gone are passed over.
+        """
+        prepared = metrics.prepare_queries(queries, self._metric)
+        slots = slots[: np.searchsorted(slots, len(self._live))]
+        slots = slots[self._live[slots]]
+        late = slots[np.searchsorted(slots, self.slab.end) :]
+        best: list[Found] = [([], []) for _ in queries]
+        if len(late):
+            places = np.flatnonzero(self._buffer.slots >= late[0])
+            places = places[np.isin(self._buffer.slots[places], late)]
+            self._scan(prepared, self._buffer.slots[places], self._buffer.rows[places], k, best)
+        for at, query in enumerate(prepared):
+            stored = rescored(self.slab, query, slots[: len(slots) - len(late)], k, self._scored)
+            scores, kept = np.array(stored[0], np.float32), np.array(stored[1], np.int64)
+            best[at] = metrics.merge(best[at], scores, kept, k)
+        return best
+
     def recall(self, queries: NDArray[np.float32], k: int) -> float:
         """Return recall@k of raw queries (m, dim) against exact search."""
         return self._recall(metrics.prepare_queries(queries, self._metric), k)

@@ -37,6 +37,8 @@ def is_scan(search: Search, index: Index | None) -> bool:
     """Tell whether a search looks at so many rows that it is worth joining with others."""
     if index is None or len(search.queries) != 1 or search.where is not None:
         return False
+    if search.among is not None:
+        return False
     looks_at_all = search.exact or not index.compressed
     return looks_at_all and index.live_count * index.dim >= _WORTH_JOINING
 

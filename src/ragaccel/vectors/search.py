@@ -40,6 +40,8 @@ class Search(NamedTuple):
         vectors: Whether hits get their raw vectors.
         documents: Whether hits get what is stored of the rows.
         spare: Rows that are looked for beyond the k, for the watcher.
+        among: Slots that are compared with and no others, int64 of shape (n,), ascending; None for
+            all that there are.
     """
 
     queries: NDArray[np.float32]
@@ -50,6 +52,7 @@ class Search(NamedTuple):
     vectors: bool = False
     documents: bool = True
     spare: int = 0
+    among: NDArray[np.int64] | None = None
 
     @property
     def reach(self) -> int:
@@ -60,7 +63,10 @@ class Search(NamedTuple):
         """Find the nearest rows, and read what is stored of them."""
         if store.index is None:
             return Answers([([], []) for _ in self.queries], {}, {}, 0, store.position, self.k)
-        found = store.index.search(self.queries, self.reach, allowed, exact=self.exact)
+        if self.among is None:
+            found = store.index.search(self.queries, self.reach, allowed, exact=self.exact)
+        else:
+            found = store.index.best_among(self.queries, self.reach, self.among)
         if self.min_score > ANY_SCORE:
             found = [_at_least(one, self.min_score) for one in found]
         if len(found) == 1:
@@ -69,6 +75,8 @@ class Search(NamedTuple):
             wanted = sorted({slot for _, slots in found for slot in slots[: self.k]})
         raw = store.raw(db, wanted) if self.vectors else {}
         searched = store.index.live_count if allowed is None else len(allowed)
+        if self.among is not None:
+            searched = len(self.among)
         documents = database.documents(db, wanted, whole=self.documents)
         return Answers(found, documents, raw, searched, store.position, self.k)
 
@@ -83,6 +91,7 @@ class Answers(NamedTuple):
         searched: How many rows there were to find.
         position: Of the change log, when it was found.
         k: Rows per query that were asked for.
+        floor: No row that is missing scores above it; None where that is the score of the last.
     """
 
     found: list[Found]
@@ -91,6 +100,7 @@ class Answers(NamedTuple):
     searched: int
     position: Position
     k: int
+    floor: float | None = None
 
     def hits(self) -> list[list[Hit]]:
         """Return the hits of each query, nearest first."""

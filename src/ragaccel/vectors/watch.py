@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
+    from ragaccel import telemetry
+    from ragaccel.vectors.collection import VectorCollection
     from ragaccel.vectors.filters import Filter
+    from ragaccel.vectors.search import Answers, Search
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +49,31 @@ class SearchTrace:
     where: Filter | None = None
 
 
+class Shortcut(Protocol):
+    """Answers a search by what earlier ones found, or has it made."""
+
+    def __call__(
+        self,
+        collection: VectorCollection,
+        search: Search,
+        make: Callable[[Search], Answers],
+        span: telemetry.Stage,
+    ) -> Answers:
+        """Return the answers.
+
+        Args:
+            collection: What is searched.
+            search: What is asked; one query.
+            make: Makes a search, this or another one.
+            span: The stage of the search.
+        """
+
+
 _traces: ContextVar[list[SearchTrace] | None] = ContextVar("ragaccel_traces", default=None)
 
 
 _spare: ContextVar[int] = ContextVar("ragaccel_spare", default=0)
+_shortcut: ContextVar[Shortcut | None] = ContextVar("ragaccel_shortcut", default=None)
 
 
 class watch:  # noqa: N801 - a context manager, as those of contextlib
@@ -55,21 +81,24 @@ class watch:  # noqa: N801 - a context manager, as those of contextlib
 
     Args:
         spare: Rows that each search looks for beyond those it returns.
+        shortcut: What searches are put to first; None for nothing.
     """
 
-    __slots__ = ("_spare", "_spare_token", "_token")
+    __slots__ = ("_shortcut", "_shortcut_token", "_spare", "_spare_token", "_token")
 
-    def __init__(self, spare: int = 0) -> None:
-        self._spare = spare
+    def __init__(self, spare: int = 0, shortcut: Shortcut | None = None) -> None:
+        self._spare, self._shortcut = spare, shortcut
 
     def __enter__(self) -> list[SearchTrace]:
         traces: list[SearchTrace] = []
         self._token, self._spare_token = _traces.set(traces), _spare.set(self._spare)
+        self._shortcut_token = _shortcut.set(self._shortcut)
         return traces
 
     def __exit__(self, *exit_: object) -> None:
         _traces.reset(self._token)
         _spare.reset(self._spare_token)
+        _shortcut.reset(self._shortcut_token)
 
 
 def watched() -> list[SearchTrace] | None:
@@ -80,3 +109,8 @@ def watched() -> list[SearchTrace] | None:
 def spare() -> int:
     """Return how many rows a search is to look for beyond those it returns."""
     return _spare.get()
+
+
+def shortcut() -> Shortcut | None:
+    """Return what searches are to be put to first, or None."""
+    return _shortcut.get()

@@ -8,7 +8,7 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 from ragaccel import telemetry
 from ragaccel.cache import MISSING, Uncacheable, digest
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ragaccel.cache.flow import IO
     from ragaccel.cache.ledger import Position
     from ragaccel.cache.ttl import TTL
+    from ragaccel.vectors.watch import Shortcut
     from ragaccel.wrapping.semantic import Call, Semantic, Similar
 
 T = TypeVar("T")
@@ -54,6 +55,18 @@ _TOLD: Final[dict[str, tuple[tuple[str, str], ...]]] = {
 _serving: ContextVar[frozenset[int]] = ContextVar("ragaccel_serving", default=frozenset())
 
 
+class Neighbours(Protocol):
+    """Answers a search by what similar ones found; see `ragaccel.reuse.NeighbourReuse`."""
+
+    def within(self, partition: bytes, namespace: str) -> Shortcut:
+        """Return what searches are put to that may share what they find.
+
+        Args:
+            partition: Of everything that must be equal.
+            namespace: The tenant.
+        """
+
+
 def _as_it_is(answer: T) -> T:
     return answer
 
@@ -76,6 +89,7 @@ class Options:
         changes: The file of a vector store's change log; None for one in memory.
         metric: By which a vector store of another house scores, as the user says.
         normalise: Turns the wordings of a question that get one answer into one; None for none.
+        neighbours: Answers searches in our own store by what similar ones found; None for never.
     """
 
     cache: MultiLevelCache | None = None
@@ -90,6 +104,7 @@ class Options:
     changes: str | None = None
     metric: Literal["cosine", "dot"] | None = None
     normalise: Callable[[str], str] | None = None
+    neighbours: Neighbours | None = None
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
@@ -135,6 +150,21 @@ class Options:
             return None
         whose = self.cache.namespace if self.namespace is None else self.namespace
         return await reusable(io, self.cache, whose, kind, key, similar)
+
+    def shortcut(self, alike: Callable[[], Any]) -> Shortcut | None:
+        """Return what searches of a call are put to first, or None.
+
+        Args:
+            alike: Gives everything that must be equal in calls that may share what they find;
+                raises `Uncacheable` if it cannot be told.
+        """
+        if self.cache is None or self.neighbours is None:
+            return None
+        whose = self.cache.namespace if self.namespace is None else self.namespace
+        try:
+            return self.neighbours.within(digest(whose, "neighbours", alike()), whose)
+        except Uncacheable:
+            return None
 
     def key(self, kind: str, parts: Callable[[], Any]) -> Digest | None:
         """Return the key of a call, or None where there is no cache or can be no key.
