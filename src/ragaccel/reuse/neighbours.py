@@ -90,6 +90,7 @@ class _Tried(NamedTuple):
     need: float
     similarity: float
     how: Mode | None
+    is_label: bool
 
     def scores(self, k: int) -> list[float]:
         return self.answers.found[0][0][:k]
@@ -124,12 +125,14 @@ class NeighbourReuse:
         recall: The recall@k that a calibrated answer has to have; 1.0 for exactly the k.
         error: The share of calibrated answers that may be below it, above 0 and at most 0.5.
         rows: How many rows a search looks for, to have a list for its neighbours.
-        audit: Share of the calibrated answers that are compared with a real search.
+        audit: Share of the calibrated answers that are compared with a real search, and of the
+            searches that are learned from. Of the first 500 questions all are, then fewer and
+            fewer, down to this; anew after a bulk load or when the bound is broken.
         doubt: Probability that more than `error` is let through, while questions come as those
             that were learned from.
         background: Whether audits are made after the answer is given, on a thread of their own.
         min_gain: The share of a search's time that reuse has to save; where it saves less it stands
-            aside, and tries again after 1,000 searches.
+            aside, and tries again after 1,000 searches. None lets it never stand aside.
         max_entries: How many questions are kept.
         seed: Of the choice of audits.
 
@@ -152,7 +155,7 @@ class NeighbourReuse:
         audit: float = 0.05,
         doubt: float = 0.05,
         background: bool = True,
-        min_gain: float = 0.1,
+        min_gain: float | None = 0.1,
         max_entries: int = 10_000,
         seed: int | None = None,
     ) -> None:
@@ -163,7 +166,7 @@ class NeighbourReuse:
         }  # fmt: skip
         _check(mode, **self._options)
         self._mode, self._recall, self._error, self._doubt = mode, recall, error, doubt
-        self._rows, self._audit_share, self._background = rows, audit, background
+        self._rows, self._audited, self._background = rows, audit, background
         self._lock = threading.Lock()
         self._index = Index(max_entries, rows, _MOST_NEAR)
         self._trusts: dict[str, Trust] = {}
@@ -253,7 +256,7 @@ class NeighbourReuse:
         span.set(
             {attributes.CACHE_HIT_KIND: tried.how, attributes.CACHE_SIMILARITY: tried.similarity}
         )
-        if tried.how == "calibrated" and self._random.random() < self._audit_share:
+        if tried.how == "calibrated" and tried.is_label:
             audit = _Audit(collection.id, namespace, tried, search, make)
             if self._background:
                 self._errands.add(audit)
@@ -290,24 +293,26 @@ class NeighbourReuse:
             trust.follow(collection.position[0])
             near = self._index.nearest(key, collection, query)
             trusted = trust.need
+            is_label = self._random.random() < trust.share
         if near is None:
             return None
         answers = make(search._replace(among=near.rows, where=None))
         scores, slots = answers.found[0]
-        bound = proven(query.astype(np.float64), near.vectors, near.floors)
-        is_whole = math.isinf(bound)
+        is_whole = bool(np.isinf(near.floors).any())
         if answers.position != near.position or (len(scores) < search.k and not is_whole):
             return None  # a write came in between, or rows were deleted
-        needed = math.inf if is_whole else need(scores[search.k - 1], near.cosines, near.floors)
+        last = scores[search.k - 1] if len(scores) >= search.k else -math.inf
+        bound = proven(query.astype(np.float64), near.vectors, near.floors, last)
+        needed = need(last, near.cosines, near.floors)
         how: Mode | None = None
-        if is_whole or scores[search.k - 1] > bound:
+        if is_whole or last > bound:
             how = "certified"
         elif self._mode == "calibrated" and needed >= trusted:
             how, bound = "calibrated", expected(trusted, near.cosines, near.floors)
         floor = max(bound, scores[-1]) if len(scores) == search.reach else bound
         count = max(search.k, sum(score >= floor for score in scores))
         served = answers._replace(found=[(scores[:count], slots[:count])], floor=floor)
-        return _Tried(served, needed, float(near.cosines[0]), how)
+        return _Tried(served, needed, float(near.cosines[0]), how, is_label)
 
     def _missed(
         self,
@@ -324,7 +329,7 @@ class NeighbourReuse:
         asked = search if plain else search._replace(spare=max(search.reach, self._rows) - search.k)
         answers = self._timed(asked, make, plain=plain)
         try:
-            if tried is not None:
+            if tried is not None and tried.is_label:
                 self._learn(corpus, namespace, tried, answers, search.k, audit=False)
             if not plain:
                 self._keep(key, asked, answers)
@@ -386,7 +391,7 @@ class NeighbourReuse:
     def _trust(self, corpus: str) -> Trust:
         trust = self._trusts.get(corpus)
         if trust is None:
-            trust = self._trusts[corpus] = Trust(self._error, self._doubt)
+            trust = self._trusts[corpus] = Trust(self._error, self._doubt, self._audited)
         return trust
 
     # -- counting ----------------------------------------------------------------------------------
@@ -422,9 +427,9 @@ def _check(mode: Any, **options: Any) -> None:
             raise ConfigurationError(
                 f"{name} must be above 0 and at most {limit}, got {options[name]!r}."
             )
-    if not 0 <= options["min_gain"] < 1:
+    if options["min_gain"] is not None and not 0 <= options["min_gain"] < 1:
         raise ConfigurationError(
-            f"min_gain must be at least 0 and below 1, got {options['min_gain']!r}."
+            f"min_gain must be None, or at least 0 and below 1, got {options['min_gain']!r}."
         )
     for name in ("rows", "max_entries"):
         if options[name] < 1:

@@ -22,7 +22,7 @@ _LEAST_SINE: Final = 1e-3
 _MOST_NEED: Final = 10.0
 
 
-def proven(query: Floats, near: Floats, floors: Floats) -> float:
+def proven(query: Floats, near: Floats, floors: Floats, enough: float = -math.inf) -> float:
     """Return a score that no row outside of the lists can be above.
 
     For any weights w_i >= 0, q·d = sum w_i q_i·d + (q - sum w_i q_i)·d is at most
@@ -35,6 +35,7 @@ def proven(query: Floats, near: Floats, floors: Floats) -> float:
         query: Shape (dim,).
         near: The questions that lists were made for, shape (n, dim), nearest first.
         floors: Shape (n,); minus infinity for a list that holds every row there is.
+        enough: Below this no tighter bound is looked for.
     """
     if not np.isfinite(floors).all():
         return -math.inf
@@ -48,7 +49,7 @@ def proven(query: Floats, near: Floats, floors: Floats) -> float:
 
     found = bound(_of_one(products, floors))
     kept = np.arange(len(near))
-    while len(kept) > 1:
+    while len(kept) > 1 and found >= enough:
         weights = _of_several(products[kept], gram[np.ix_(kept, kept)], floors[kept], square)
         if weights is None:
             kept = kept[:-1]

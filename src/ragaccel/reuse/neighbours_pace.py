@@ -19,10 +19,10 @@ class Pace:
     asked, for their time. Who stands aside tries again after 1,000 searches.
 
     Args:
-        min_gain: The share of a search's time that reuse has to save.
+        min_gain: The share of a search's time that reuse has to save; None for any, or none.
     """
 
-    def __init__(self, min_gain: float) -> None:
+    def __init__(self, min_gain: float | None) -> None:
         self._min_gain = min_gain
         self._tries: deque[float] = deque(maxlen=_SAMPLES)
         self._plain: deque[float] = deque(maxlen=_SAMPLES)
@@ -47,8 +47,9 @@ class Pace:
         self._tries.append(seconds)
         search = median(self._plain) if self._plain else 0.0
         self.saved += (search if served else 0.0) - seconds
-        known = len(self._tries) == _SAMPLES and len(self._plain) >= _FIRST
-        if known and median(self._tries) >= (1 - self._min_gain) * search:
+        if self._min_gain is None or len(self._tries) < _SAMPLES or len(self._plain) < _FIRST:
+            return
+        if median(self._tries) >= (1 - self._min_gain) * search:
             self._aside = _ASIDE
             self._tries.clear()
 
