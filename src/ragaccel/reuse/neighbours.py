@@ -110,11 +110,13 @@ class NeighbourReuse:
     """Answers a search with what searches for similar questions found, scored anew.
 
     It is for retrievers that are one plain search, filtered or not, over a `CompressedVectorStore`
-    of the metric "cosine"; others are left alone. It pays where a search takes longer than about
-    0.3 ms: many rows, or rows on a slow disk. Nothing is shared across namespaces, embedding
-    models, filters and other settings of a retriever. Writes are replayed: an answer is as fresh as
-    a new search. It is as right as the searches that made the lists: on compressed vectors what is
-    proven holds for lists that these found.
+    of the metric "cosine"; others are left alone. It pays where a search compares with many vectors
+    or reads them from a slow disk. Over codes a search mostly takes less time than the scoring, and
+    one that looks for a whole list takes several times as long: there it soon stands aside.
+
+    Nothing is shared across namespaces, embedding models, filters and other settings of a
+    retriever. Writes are replayed: an answer is as fresh as a new search. It is as right as the
+    searches that made the lists: on compressed vectors what is proven holds for what these found.
 
     Lists are kept in this process's memory: about 4 bytes per component and 8 per row, 30 MB for
     10,000 questions of 384 dimensions with 200 rows each.
