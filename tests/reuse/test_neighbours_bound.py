@@ -60,7 +60,7 @@ def test_several_neighbours_never_prove_less_than_one(drawn):
         angle = math.cos(max(most, 0.0))
         assert bound == pytest.approx(angle, abs=1e-3)
         alone.append(bound)
-    assert proven(query, near, floors) <= min(alone) + 1e-4
+    assert proven(query, near, floors) <= min(alone) + 1e-3  # angles of float32 vectors
 
 
 def test_neighbours_on_both_sides_prove_what_none_does_alone():

@@ -69,7 +69,7 @@ def _of_one(products: Floats, floors: Floats) -> Floats:
     depths = np.sqrt(np.maximum(1 - floors**2, 1e-12))
     weights = np.maximum(products - floors * sines / depths, 0)
     rests = np.sqrt(np.maximum(1 - 2 * weights * products + weights**2, 0))
-    best = int(np.argmin(weights * floors + rests))
+    best = int(np.argmin(weights * (floors + ROUNDING) + rests))
     chosen = np.zeros(len(products))
     chosen[best] = weights[best]
     return chosen
