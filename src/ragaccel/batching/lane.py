@@ -53,6 +53,7 @@ class Lane(Generic[T, R]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._room: list[asyncio.Future[None]] = []
         self._is_due = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._line)
@@ -72,8 +73,13 @@ class Lane(Generic[T, R]):
             timer = loop.call_later(timeout, asked.expire)
             future.add_done_callback(lambda _: timer.cancel())
         self._line.put(asked)
-        if not self._is_due and len(self._tasks) < self._limits.workers:
-            self._schedule(loop)
+        if self._timer is not None:
+            if len(self._line) >= self._limits.most:
+                self._timer.cancel()
+                self._timer = None
+                self._schedule(loop)
+        elif not self._is_due and len(self._tasks) < self._limits.workers:
+            self._schedule(loop, self._limits.wait(timeout))
         return future
 
     async def wait_for_room(self, timeout: float | None) -> None:
@@ -110,14 +116,21 @@ class Lane(Generic[T, R]):
                 room.set_result(None)
                 free -= 1
 
-    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin at the end of the loop's turn: who was woken by one batch comes back in it."""
+    def _schedule(self, loop: asyncio.AbstractEventLoop, window: float = 0.0) -> None:
+        """Begin after the window, or at the end of the loop's turn.
+
+        Who was woken by one batch comes back in that turn.
+        """
         self._is_due = True
-        loop.call_soon(self._begin, loop, context=contextvars.Context())
+        if window and len(self._line) < self._limits.most:
+            context = contextvars.Context()
+            self._timer = loop.call_later(window, self._begin, loop, context=context)
+        else:
+            loop.call_soon(self._begin, loop, context=contextvars.Context())
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have as many workers as there is work for."""
-        self._is_due = False
+        self._is_due, self._timer = False, None
         while batch := self._taken(self._limits.workers - len(self._tasks)):
             task = loop.create_task(self._work(batch))
             self._tasks.add(task)

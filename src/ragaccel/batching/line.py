@@ -38,6 +38,7 @@ class Limits:
         size: Gives the size of an item, by which items are grouped; None for all alike.
         budget: The most that the largest size times the number of items may be in a call.
         max_waiting: The most who wait; None for any number.
+        window: Seconds that a worker who was idle waits for others, if the batch is not full.
         shrink: Makes size and budget smaller for a while.
     """
 
@@ -46,7 +47,17 @@ class Limits:
     size: Callable[[Any], float] | None = None
     budget: float | None = None
     max_waiting: int | None = None
+    window: float = 0.0
     shrink: Shrink = field(default_factory=Shrink)
+
+    @property
+    def most(self) -> int:
+        """The most items in a call now."""
+        return max(1, self.max_size // self.shrink.by)
+
+    def wait(self, timeout: float | None) -> float:
+        """Return the window of whoever comes first: half of the time it has, at most."""
+        return self.window if timeout is None else min(self.window, timeout / 2)
 
 
 class Waiter:
@@ -168,8 +179,7 @@ class Line(Generic[W]):
             first: Who is in it anyway, one at most; they do not wait.
         """
         batch = list(first)
-        most = max(1, self._limits.max_size // self._limits.shrink.by)
-        count = min(most, -(-(self._count + len(batch)) // free)) - len(batch)
+        count = min(self._limits.most, -(-(self._count + len(batch)) // free)) - len(batch)
         if count <= 0:
             return batch
         if self._limits.size is None:

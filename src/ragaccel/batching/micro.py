@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import threading
 import time
@@ -35,9 +36,10 @@ _NOTHING: Final = object()
 class MicroBatcher(Forkable, Generic[T, R]):
     """Makes one call of what several callers ask at the same time.
 
-    Nobody waits for others to come: while a worker is free, a call is made at once. What arrives
-    while all are busy is the next batch, shared evenly among them. Equal items are sent once. A bad
-    item fails alone, and who is cancelled disturbs nobody. Tenants take turns.
+    Nobody waits for others to come, unless there is a window: while a worker is free, a call is
+    made at once. What arrives while all are busy is the next batch, shared evenly among them. Equal
+    items are sent once. A bad item fails alone, and who is cancelled disturbs nobody. Tenants take
+    turns.
 
     Threads and any number of event loops may share it. It has no thread and no task of its own: a
     waiting thread makes the call for those who wait with it, and each event loop makes its own.
@@ -54,6 +56,9 @@ class MicroBatcher(Forkable, Generic[T, R]):
         budget: The most that the largest size times the number of items may be in a call.
         max_waiting: The most who wait among threads, and on each event loop; others wait until
             there is room.
+        window: Seconds that a worker who was idle waits for others before its call, unless a batch
+            is full by then, or half of the first one's timeout has passed. It pays where a call of
+            many takes hardly longer than one, as a remote model's does.
 
     Example:
         >>> squares = MicroBatcher(lambda numbers: [number**2 for number in numbers])
@@ -73,11 +78,13 @@ class MicroBatcher(Forkable, Generic[T, R]):
         size: Callable[[T], float] | None = None,
         budget: float | None = None,
         max_waiting: int | None = None,
+        window: float = 0.0,
     ) -> None:
         """Keep the calls.
 
         Raises:
-            ConfigurationError: A number is no whole number of at least 1, or a budget has no size.
+            ConfigurationError: A number is no whole number of at least 1, or a budget or window is
+                none that it can be.
         """
         if workers is None:
             workers = os.cpu_count() or 1
@@ -91,7 +98,9 @@ class MicroBatcher(Forkable, Generic[T, R]):
             raise ConfigurationError(f"budget must be positive, got {budget!r}.")
         self._call = call or _no_call
         self._acall = acall or (lambda items: asyncio.to_thread(self._call, items))
-        self._limits = Limits(max_size, workers, size, budget, max_waiting)
+        if not 0 <= window < math.inf:
+            raise ConfigurationError(f"window must be 0 or more seconds, got {window!r}.")
+        self._limits = Limits(max_size, workers, size, budget, max_waiting, window)
         self._made_over: Living[MicroBatcher[Any, Any]] = Living()
         self._is_closed = False
         self.after_fork_in_child()
@@ -114,7 +123,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
         """
         with self._lock:
             self._check_open()
-            is_alone = self._busy < self._limits.workers and not self._line
+            is_alone = not self._line and self._has_free_worker() and not self._limits.window
             self._busy += is_alone
         if is_alone:
             return self._run_alone(item)
@@ -122,17 +131,20 @@ class MicroBatcher(Forkable, Generic[T, R]):
         with self._lock:
             while self._line.is_full and self._busy >= self._limits.workers:
                 self._wait_for_room(ticket)
-            has_worker = self._busy < self._limits.workers
-            self._busy += has_worker
+            ticket.has_worker = self._has_free_worker() and not self._is_collecting
+            self._busy += ticket.has_worker
             self._line.put(ticket)
+            if self._is_collecting:
+                self._others.notify()
+            elif ticket.has_worker:
+                self._collect(ticket)
         while ticket.outcome is _NOTHING:
-            if has_worker:
+            if ticket.has_worker:
                 self._work(ticket)
-                has_worker = False
             else:
-                has_worker = self._wait(ticket)
-        if has_worker:
-            self._free_worker()
+                self._wait(ticket)
+        if ticket.has_worker:
+            self._free_worker(ticket)
         return cast("R", _given(ticket.outcome))
 
     async def get(
@@ -205,6 +217,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
         limits = self._limits
         values: dict[str, list[Any]] = {
             "max_size": sorted({1, 4, 8, 16, 32, 64, 128, limits.max_size}),
+            "window": sorted({0.0, 0.001, 0.003, 0.01, limits.window}),
             "workers": sorted({*range(1, (os.cpu_count() or 1) + 1), limits.workers}),
         }
         if limits.budget is not None:
@@ -253,6 +266,8 @@ class MicroBatcher(Forkable, Generic[T, R]):
         self._limits.shrink.by = 1
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
+        self._others = threading.Condition(self._lock)
+        self._is_collecting = False
         self._line: Line[_Ticket] = Line(self._limits)
         self._busy = 0
         self._lanes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Lane[T, R]] = (
@@ -287,6 +302,24 @@ class MicroBatcher(Forkable, Generic[T, R]):
             self._room.notify()  # who is woken and late at once has used up another's waking
             raise BatchTimeoutError(TOO_LATE)
 
+    def _has_free_worker(self) -> bool:
+        return self._busy < self._limits.workers
+
+    def _collect(self, ticket: _Ticket) -> None:
+        """Wait for others, as the worker of a ticket; with the lock held."""
+        window = self._limits.wait(ticket.time_left)
+        if not window:
+            return
+        self._is_collecting = True
+        try:
+            self._others.wait_for(lambda: len(self._line) >= self._limits.most, window)
+        except BaseException:
+            self._line.remove(ticket)
+            self._busy -= 1
+            raise
+        finally:
+            self._is_collecting = False
+
     def _run_alone(self, item: T) -> R:
         """Make the call for one item that nobody waits beside, as one worker."""
         try:
@@ -319,10 +352,10 @@ class MicroBatcher(Forkable, Generic[T, R]):
                 self._line.put_back([one for one in batch if one is not mine])
             raise
         finally:
-            self._free_worker()
+            self._free_worker(mine)
 
-    def _wait(self, ticket: _Ticket) -> bool:
-        """Wait for the outcome or for a worker; return whether there is a worker."""
+    def _wait(self, ticket: _Ticket) -> None:
+        """Wait for the outcome or for a worker."""
         try:
             came = ticket.wait() or ticket.outcome is not _NOTHING
         except BaseException:
@@ -331,18 +364,14 @@ class MicroBatcher(Forkable, Generic[T, R]):
         if not came:
             self._leave(ticket)
             raise BatchTimeoutError(TOO_LATE)
-        with self._lock:
-            has_worker, ticket.is_promoted = ticket.is_promoted, False
-        return has_worker
 
     def _leave(self, ticket: _Ticket) -> None:
         """Wait no more."""
         with self._lock:
-            has_worker = ticket.is_promoted
             if self._line.remove(ticket):
                 self._room.notify()
-        if has_worker:
-            self._free_worker()
+        if ticket.has_worker:
+            self._free_worker(ticket)
 
     def _taken(self, mine: _Ticket) -> list[_Ticket]:
         """Take a fair share of what waits, the own item first, unless another thread has that."""
@@ -353,9 +382,11 @@ class MicroBatcher(Forkable, Generic[T, R]):
             self._room.notify_all()
         return batch
 
-    def _free_worker(self) -> None:
+    def _free_worker(self, ticket: _Ticket | None = None) -> None:
         """Give the own place to a thread that waits, if there is one."""
         with self._lock:
+            if ticket is not None:
+                ticket.has_worker = False
             self._busy -= 1
             leader = self._next_leader() if self._line else None
         if leader is not None:
@@ -370,19 +401,24 @@ class MicroBatcher(Forkable, Generic[T, R]):
 
     def _next_leader(self) -> _Ticket | None:
         """Choose who is to work next, to be woken; with the lock held."""
-        if self._busy >= self._limits.workers:
+        if not self._has_free_worker():
             return None
-        leader = next((one for one in self._line if not one.is_promoted), None)
+        leader = next((one for one in self._line if not one.has_worker), None)
         if leader is not None:
-            leader.is_promoted = True
+            leader.has_worker = True
             self._busy += 1
         return leader
 
 
 class _Ticket(Waiter):
-    """A thread's item, and its outcome once it is there."""
+    """A thread's item, and its outcome once it is there.
 
-    __slots__ = ("_woken", "is_promoted", "outcome")
+    Attributes:
+        outcome: A result or an error.
+        has_worker: Whether its thread has one of the workers, or is to have it when it wakes.
+    """
+
+    __slots__ = ("_woken", "has_worker", "outcome")
 
     def __init__(
         self,
@@ -392,7 +428,7 @@ class _Ticket(Waiter):
         measure: Callable[[Any], float] | None,
     ) -> None:
         super().__init__(item, tenant, timeout, measure)
-        self.outcome, self.is_promoted = _NOTHING, False
+        self.outcome, self.has_worker = _NOTHING, False
         self._woken = threading.Lock()
         self._woken.acquire()
 
