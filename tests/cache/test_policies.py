@@ -135,7 +135,11 @@ def test_set_that_keeps_nothing_forgets_the_old_value_in_memory():
         assert cache.get("a") is MISSING
 
 
-@pytest.mark.parametrize("wrong", ["a string", math.nan, object(), ValueError("broken")], ids=repr)
+@pytest.mark.parametrize(
+    "wrong",
+    ["a string", math.nan, object(), ValueError("broken")],
+    ids=["a string", "nan", "an object", "an error"],
+)
 def test_a_function_that_fails_is_warned_about_once(open_cache, face, wrong):
     """Every caller is served, nothing is kept, and the log is not flooded."""
 

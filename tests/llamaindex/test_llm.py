@@ -220,7 +220,7 @@ def test_the_rate_limiter_waits_for_calls_only(method, cache):
         {"attribute": ("system_prompt", "be brief")},
         {"attribute": ("messages_to_prompt", in_capitals)},
     ],
-    ids=str,
+    ids=lambda one: str(one).split(" at 0x")[0],
 )
 def test_questions_that_differ_never_share(method, cache, other):
     """In what is asked, how, of whom, and for whom."""

@@ -33,7 +33,9 @@ def loaded():
 
 
 @pytest.mark.parametrize(
-    "make", [filled_cache, MemoryLevel, loaded, lambda: MicroBatcher(list)], ids=str
+    "make",
+    [filled_cache, MemoryLevel, loaded, lambda: MicroBatcher(list)],
+    ids=["cache", "level", "lazy", "batcher"],
 )
 def test_it_may_be_asked_in_any_order_and_number(make):
     """It answers with bytes, and nothing is refused."""
