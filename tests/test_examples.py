@@ -19,6 +19,7 @@ _EXAMPLES = Path(__file__).parents[1] / "examples"
     ("script", "told"),
     [
         ("wrap_llamaindex_retriever.py", "hits={'memory': 1}"),
+        ("fresh_over_any_store.py", "50% of the searches were not made"),
         ("cache_in_production.py", "3 queries asked"),
         ("adapt_haystack.py", "red apples grow on trees {'memory': 2}"),
         ("many_queries.py", "9 of 10 answered"),
