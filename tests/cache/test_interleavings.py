@@ -426,6 +426,7 @@ def test_every_order_of_two_processes_whose_computation_fails():
         assert not played.under_way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers_travel", [False, True])
 def test_every_order_of_two_processes_with_a_cancellation_at_every_step(answers_travel):
     """Wherever a process's caller is cancelled, its lease is given back, and the other goes on."""
