@@ -167,4 +167,5 @@ def is_whole(rows):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     {"run": run, "outlast": outlast}[sys.argv[1]](*sys.argv[2:])

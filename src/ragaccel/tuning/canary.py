@@ -95,13 +95,13 @@ class Terms:
 class Canary:
     """Judges a canary by how long its requests take; it knows no clock and changes no setting.
 
-    It is bad if more than 20%, 5% or 1% of its requests are slower than the other 80%, 95% or 99%
-    of the last 400 others, by more than the slack; if of pairs that came one after the other, it is
-    the slower one in more than 55%, which holds however the load changes for both; if it breaks a
-    limit that the others keep; or by its failures and its regret. A failed request counts as the
-    slowest.
-    It comes through to the next share if it is sure that it is the slower one in less than 55%, and
-    slower than nearly all others in less than 8%. An equal one needs some 300 requests for that.
+    Slower is what takes longer by more than the slack; a failed request is the slowest. It is bad
+    if more than 20%, 5% or 1% of its requests are slower than the other 80%, 95% or 99% of the last
+    400 others; if of pairs that came one after the other, it is the slower one in more than 55%,
+    which holds however the load changes for both; if it breaks a limit that the others keep; or by
+    its failures and its regret. It comes through to the next share if it is sure that it is the
+    slower one in less than 55%, and slower than nearly all others in less than 8%. An equal one
+    needs some 300 requests for that.
     Where recall is a goal, it must be sure as well that it misses less than twice what it may.
     (To be sure that it is less than 3% slower it would need 12,000.)
 
@@ -170,7 +170,7 @@ class Canary:
             self._failures += 1
         if self._fails_at_once():
             self.fault = f"{self._failures} of its first {self.canaries} requests failed"
-        if self.is_bad or self.canaries <= self._terms.warm_up:
+        if self.is_bad or self.is_through or self.canaries <= self._terms.warm_up:
             return
         self._hear_tails(seconds)
         self._hear_limits(seconds)
@@ -229,8 +229,9 @@ class Canary:
     def _hear_pair(self, seconds: float, beside: float) -> None:
         if math.isfinite(seconds) and math.isfinite(beside):
             self.regret += seconds - beside
-        self._good.hear(seconds <= beside, 1 - _SLOWER)
-        if self._pairs.hear(seconds > beside, _SLOWER):
+        is_slower = seconds > self._terms.slack * beside
+        self._good.hear(not is_slower, 1 - _SLOWER)
+        if self._pairs.hear(is_slower, _SLOWER):
             self.fault = "it is slower than the requests beside it"
         elif self.regret > self._terms.regret:
             self.fault = f"it took {self.regret:.1f} s longer, all in all"
