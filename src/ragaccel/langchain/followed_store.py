@@ -17,7 +17,6 @@ import numpy as np
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 from ragaccel.errors import ConfigurationError
-from ragaccel.io import run
 from ragaccel.langchain.vector_store import CompressedVectorStore
 from ragaccel.reuse.changes import EVERYTHING, Change
 from ragaccel.reuse.followed import (
@@ -26,7 +25,9 @@ from ragaccel.reuse.followed import (
     following_of,
     note_other_writes,
     read,
+    read_now,
     write,
+    write_now,
 )
 from ragaccel.reuse.reads import UNSURE, have_order, reads
 from ragaccel.wrapping.transparent import keep_defaults, plain_class
@@ -96,12 +97,8 @@ class _Store(_Base):
 
     def delete(self, ids: Any = None, **kwargs: Any) -> Any:
         ids = ids if ids is None or isinstance(ids, str) else list(ids)
-        method = super().delete
-
-        async def call() -> Any:
-            return method(ids, **kwargs)
-
-        return run(write(self, _deleted(ids, kwargs), call))
+        call = partial(super().delete, ids, **kwargs)
+        return write_now(self, _deleted(ids, kwargs), call)
 
     async def adelete(self, ids: Any = None, **kwargs: Any) -> Any:
         ids = ids if ids is None or isinstance(ids, str) else list(ids)
@@ -120,13 +117,10 @@ class _InMemory(_Store, _MemoryBase):
     ) -> Any:
         # One row more is looked for: which of two with equal scores is found is chance.
         more = 1 if k > 0 and reads() is not None else 0
-        method = super()._similarity_search_with_score_by_vector
-
-        async def call() -> Any:
-            return method(embedding, k + more, filter)
-
+        search = super()._similarity_search_with_score_by_vector
+        call = partial(search, embedding, k + more, filter)
         told = partial(_told, self, embedding, k, is_filtered=filter is not None)
-        return run(read(self, call, told, lambda found: found))[: k if more else None]
+        return read_now(self, call, told, lambda found: found)[: k if more else None]
 
 
 class _Other(_Store):
@@ -141,12 +135,8 @@ class _Other(_Store):
 
 def _searching(name: str) -> Callable[..., Any]:
     def search(self: Any, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(super(_Other, self), name)
-
-        async def call() -> Any:
-            return method(*args, **kwargs)
-
-        return run(read(self, call, _told_nothing, lambda found: found))
+        call = partial(getattr(super(_Other, self), name), *args, **kwargs)
+        return read_now(self, call, _told_nothing, lambda found: found)
 
     async def asearch(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = partial(getattr(super(_Other, self), name), *args, **kwargs)
@@ -190,10 +180,7 @@ def _is_in_memory(store: Any) -> bool:
 
 
 def _add(store: Any, method: Callable[[], Any]) -> Any:
-    async def call() -> Any:
-        return method()
-
-    return run(write(store, EVERYTHING, call, partial(_added, store)))
+    return write_now(store, EVERYTHING, method, partial(_added, store))
 
 
 def _added(store: Any, ids: Any) -> Change:

@@ -15,7 +15,6 @@ from llama_index.core.schema import ObjectType
 from llama_index.core.vector_stores.simple import SimpleVectorStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryMode
 
-from ragaccel.io import run
 from ragaccel.llamaindex.vector_store import CompressedVectorStore
 from ragaccel.reuse.changes import EVERYTHING, Change, MemoryChanges
 from ragaccel.reuse.followed import (
@@ -24,13 +23,15 @@ from ragaccel.reuse.followed import (
     following_of,
     note_other_writes,
     read,
+    read_now,
     write,
+    write_now,
 )
 from ragaccel.reuse.reads import UNSURE, have_order, reads
 from ragaccel.wrapping.transparent import keep_defaults, plain_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from llama_index.core.schema import BaseNode, NodeWithScore
     from llama_index.core.vector_stores.types import (
@@ -67,7 +68,7 @@ class _Store(_Base):
 
     def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> Any:
         nodes = list(nodes)
-        return _sync(self, _upsert(nodes), partial(super().add, nodes, **add_kwargs))  # type: ignore[safe-super]
+        return write_now(self, _upsert(nodes), partial(super().add, nodes, **add_kwargs))  # type: ignore[safe-super]
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Any:
         nodes = list(nodes)
@@ -75,7 +76,7 @@ class _Store(_Base):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> Any:
         change = _of_document(ref_doc_id)
-        return _sync(self, change, partial(super().delete, ref_doc_id, **delete_kwargs))  # type: ignore[safe-super]
+        return write_now(self, change, partial(super().delete, ref_doc_id, **delete_kwargs))  # type: ignore[safe-super]
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> Any:
         change = _of_document(ref_doc_id)
@@ -83,25 +84,21 @@ class _Store(_Base):
 
     def delete_nodes(self, *args: Any, **kwargs: Any) -> Any:
         call = partial(super().delete_nodes, *args, **kwargs)
-        return _sync(self, _delete(*args, **kwargs), call)
+        return write_now(self, _delete(*args, **kwargs), call)
 
     async def adelete_nodes(self, *args: Any, **kwargs: Any) -> Any:
         call = partial(super().adelete_nodes, *args, **kwargs)
         return await write(self, _delete(*args, **kwargs), call)
 
     def clear(self, *args: Any, **kwargs: Any) -> Any:
-        return _sync(self, EVERYTHING, partial(super().clear, *args, **kwargs))
+        return write_now(self, EVERYTHING, partial(super().clear, *args, **kwargs))
 
     async def aclear(self, *args: Any, **kwargs: Any) -> Any:
         return await write(self, EVERYTHING, partial(super().aclear, *args, **kwargs))
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> Any:
-        method = super().query  # type: ignore[safe-super]
-
-        async def call() -> VectorStoreQueryResult:
-            return method(query, **kwargs)
-
-        return run(read(self, call, partial(_told, self, query, kwargs), _found))
+        call = partial(super().query, query, **kwargs)  # type: ignore[safe-super]
+        return read_now(self, call, partial(_told, self, query, kwargs), _found)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> Any:
         call = partial(super().aquery, query, **kwargs)
@@ -137,13 +134,6 @@ def check_texts(retriever: Any, nodes: Sequence[NodeWithScore]) -> None:
         and all(elsewhere[row] == told for row, told in log.hashes_of(elsewhere).items())
     ):
         listening.append(UNSURE)
-
-
-def _sync(store: Any, change: Change, method: Callable[[], Any]) -> Any:
-    async def call() -> Any:
-        return method()
-
-    return run(write(store, change, call))
 
 
 def _metric(store: Any) -> Metric | None:

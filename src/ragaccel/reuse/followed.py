@@ -19,6 +19,7 @@ import numpy as np
 
 from ragaccel import telemetry
 from ragaccel.errors import ConfigurationError
+from ragaccel.io import run
 from ragaccel.reuse.changes import EVERYTHING, ChangeLog, MemoryChanges
 from ragaccel.reuse.changes_file import FileChanges
 from ragaccel.reuse.reads import Read, are_alike, reads, scores
@@ -224,6 +225,16 @@ async def write(
     return result
 
 
+def write_now(
+    store: Any,
+    change: Change,
+    method: Callable[[], R],
+    exactly: Callable[[R], Change] | None = None,
+) -> R:
+    """Do what `write` does, around a write that is not awaited."""
+    return run(write(store, change, _awaited(method), exactly))
+
+
 async def read(
     store: Any,
     call: Callable[[], Awaitable[R]],
@@ -254,6 +265,23 @@ async def read(
         except Exception:  # noqa: BLE001 - a result of no known form: any change may change it
             listening.append(known)
     return result
+
+
+def read_now(
+    store: Any,
+    method: Callable[[], R],
+    told: Callable[[Read, R], Read],
+    found: Callable[[R], Sized],
+) -> R:
+    """Do what `read` does, around a search that is not awaited."""
+    return run(read(store, _awaited(method), told, found))
+
+
+def _awaited(method: Callable[[], R]) -> Callable[[], Awaitable[R]]:
+    async def call() -> R:
+        return method()
+
+    return call
 
 
 def note_other_writes(made: Any, base: type, root: type) -> None:

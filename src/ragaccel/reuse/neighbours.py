@@ -23,12 +23,13 @@ from ragaccel import telemetry
 from ragaccel.errors import CollectionClosedError, ConfigurationError
 from ragaccel.knobs import Knob
 from ragaccel.resources import Errands
+from ragaccel.reuse.figures import figures
 from ragaccel.reuse.neighbours_bound import expected, need, proven
 from ragaccel.reuse.neighbours_index import Index
 from ragaccel.reuse.neighbours_pace import Pace
 from ragaccel.reuse.neighbours_trust import Trust, recall
 from ragaccel.reuse.verified_bound import most_likely_at_most
-from ragaccel.telemetry import attributes, metrics
+from ragaccel.telemetry import attributes
 from ragaccel.vectors.metric import prepare_queries
 
 if TYPE_CHECKING:
@@ -205,13 +206,8 @@ class NeighbourReuse:
     def figures(self) -> list[telemetry.Figure]:
         """Return the statistics as metrics."""
         with self._lock:
-            by = list(self._by.items())
-        found = []
-        for (namespace, what), number in by:
-            name, label = _FIGURES[what]
-            labels = {metrics.NAMESPACE: namespace, label: what}
-            found.append(telemetry.Figure(name, number, labels))
-        return found
+            counted = list(self._by.items())
+        return figures(counted)
 
     def tunables(self) -> tuple[Knob, ...]:
         """Return the knob that switches it on and off."""
@@ -409,15 +405,6 @@ class NeighbourReuse:
             is_first = self._counts["faults"] == 1
         if is_first:
             _log.warning("%s failed; a search is made (%s)", doing, type(error).__name__)
-
-
-_FIGURES: Final = {
-    "certified": ("ragaccel.reuse.lookups", metrics.RESULT),
-    "calibrated": ("ragaccel.reuse.lookups", metrics.RESULT),
-    "miss": ("ragaccel.reuse.lookups", metrics.RESULT),
-    "right": ("ragaccel.reuse.labels", metrics.OUTCOME),
-    "wrong": ("ragaccel.reuse.labels", metrics.OUTCOME),
-}
 
 
 def _check(mode: Any, **options: Any) -> None:

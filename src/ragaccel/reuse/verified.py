@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from ragaccel import telemetry
 from ragaccel.cache import MISSING, DiskLevel, flow
 from ragaccel.errors import ConfigurationError
+from ragaccel.reuse.figures import FIGURES, figures
 from ragaccel.reuse.verified_file import Kept, VerifiedFile
 from ragaccel.reuse.verified_gate import Gate, gate
 from ragaccel.reuse.verified_index import Index, Neighbour
 from ragaccel.reuse.verified_judge import Embedder, same_text, unit
 from ragaccel.reuse.verified_labels import Label
 from ragaccel.reuse.verified_strength import Strength
-from ragaccel.telemetry import attributes, metrics
+from ragaccel.telemetry import attributes
 
 if TYPE_CHECKING:
     import os
@@ -167,13 +168,8 @@ class VerifiedReuse:
     def figures(self) -> list[telemetry.Figure]:
         """Return the statistics as metrics."""
         with self._lock:
-            by = list(self._by.items())
-        found = []
-        for (namespace, what), number in by:
-            name, label = _FIGURES[what]
-            labels = {metrics.NAMESPACE: namespace, label: what}
-            found.append(telemetry.Figure(name, number, labels))
-        return found
+            counted = list(self._by.items())
+        return figures(counted)
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -316,7 +312,7 @@ class VerifiedReuse:
     def _count(self, namespace: str, name: str, told: str | None) -> None:
         with self._lock:
             self._counts[name] += 1
-            if told is not None or name in _FIGURES:
+            if told is not None or name in FIGURES:
                 self._by[namespace, told or name] += 1
 
     def _fault(self, doing: str, error: Exception) -> None:
@@ -325,15 +321,6 @@ class VerifiedReuse:
             is_first = self._counts["faults"] == 1
         if is_first:
             _log.warning("%s failed; the model is asked instead (%s)", doing, type(error).__name__)
-
-
-_FIGURES: Final = {
-    "hit": ("ragaccel.reuse.lookups", metrics.RESULT),
-    "miss": ("ragaccel.reuse.lookups", metrics.RESULT),
-    "audit": ("ragaccel.reuse.lookups", metrics.RESULT),
-    "right": ("ragaccel.reuse.labels", metrics.OUTCOME),
-    "wrong": ("ragaccel.reuse.labels", metrics.OUTCOME),
-}
 
 
 def _check(name: str, share: float, most: float) -> None:
