@@ -10,11 +10,9 @@ from hypothesis import HealthCheck, settings
 # faiss is imported, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Other jobs share the cores: how long an example took says nothing.
-settings.register_profile(
-    "shared machine",
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("shared machine")
+# The same examples in every run, so that a failure is one of the change it is seen on;
+# `--hypothesis-profile explore` draws others. Other jobs share the cores: how long an example
+# took says nothing.
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", settings.get_profile("explore"), derandomize=True)
+settings.load_profile("same")
