@@ -18,7 +18,7 @@ import anyio
 
 from ragaccel.batching.attempts import Attempts, check_rate, check_retry
 from ragaccel.batching.outcome import InOrder, Outcome
-from ragaccel.batching.pipelines import awaiting, blocking
+from ragaccel.batching.pipelines import ASYNCHRONOUS, awaiting, blocking
 from ragaccel.batching.progress import bar
 from ragaccel.batching.source import check_source, each
 from ragaccel.batching.streaming import (
@@ -247,9 +247,7 @@ def _in_thread(
 def _refused(answer: Any) -> Any:
     if inspect.iscoroutine(answer):
         answer.close()
-        raise ConfigurationError(
-            "the pipeline gave a coroutine; write `async for outcome in agather(...)`."
-        )
+        raise ConfigurationError(f"the pipeline gave a coroutine; write {ASYNCHRONOUS}.")
     return answer
 
 

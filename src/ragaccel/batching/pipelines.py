@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 # `query` comes first: LlamaIndex query engines have a `retrieve` too, which most of them refuse.
 _METHODS: Final = ("query", "retrieve", "invoke")
 
+#: What an asynchronous pipeline is given to instead.
+ASYNCHRONOUS: Final = "`async for outcome in agather(...)`, or `await awarm(...)` to warm a cache"
+
 #: Methods whose default only calls the blocking one and so holds up the event loop, and where it is
 #: defined. Source: LlamaIndex 0.14.
 _BLOCKING_DEFAULTS: Final = {
@@ -30,9 +33,7 @@ def blocking(pipeline: Any) -> Callable[[Any], Any]:
     found = [getattr(pipeline, name, None) for name in _METHODS]
     ask = next(filter(callable, [*found, pipeline]), None)
     if is_async(ask) or (ask is None and awaiting(pipeline) is not None):
-        raise ConfigurationError(
-            f"{pipeline!r} is asynchronous; write `async for outcome in agather(...)`."
-        )
+        raise ConfigurationError(f"{pipeline!r} is asynchronous; write {ASYNCHRONOUS}.")
     if ask is None:
         raise ConfigurationError(
             f"{type(pipeline).__name__} cannot be asked: a pipeline is a function of one query, or "

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+def on_terminal() -> bool:
+    """Tell whether stderr is a terminal."""
+    stderr: Any = sys.stderr  # None in a program without a console
+    return stderr is not None and stderr.isatty()
+
+
 @contextlib.contextmanager
 def bar(title: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
     """Show how much is done, with rate and remaining time, if stderr is a terminal.
@@ -18,8 +24,7 @@ def bar(title: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int
     Yields:
         A function that is told how much is done.
     """
-    stderr: Any = sys.stderr  # None in a program without a console
-    if not (shown and stderr and stderr.isatty()):
+    if not (shown and on_terminal()):
         yield lambda _: None
         return
     from rich import progress

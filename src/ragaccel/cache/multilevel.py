@@ -20,7 +20,6 @@ from ragaccel.cache.stats import CacheStats, Recorder
 from ragaccel.cache.terms import Policy, Terms, checked, marks, named
 from ragaccel.cache.ttl import TTL, Seconds, seconds
 from ragaccel.cache.values import MAX_MARKS, PLAIN, Kind
-from ragaccel.cache.warming import WarmReport, awarm, warm
 from ragaccel.errors import CacheClosedError, ConfigurationError, InvalidationError, RagaccelError
 from ragaccel.io import run
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from ragaccel.cache.ledger import Position
     from ragaccel.cache.levels import Level
     from ragaccel.cache.values import Body
+    from ragaccel.cache.warming import WarmReport
     from ragaccel.knobs import Knob
 
 T = TypeVar("T")
@@ -527,6 +527,8 @@ class MultiLevelCache:
         progress: bool = True,
     ) -> WarmReport:
         """Ask every query once, so that the answers are cached; see `ragaccel.cache.warm`."""
+        from ragaccel.cache.warming import warm
+
         self._open_store()
         return warm(queries, through, concurrency=concurrency, rate=rate, progress=progress)
 
@@ -540,6 +542,8 @@ class MultiLevelCache:
         progress: bool = True,
     ) -> WarmReport:
         """Do what `warm` does, without blocking the event loop."""
+        from ragaccel.cache.warming import awarm
+
         self._open_store()
         return await awarm(queries, through, concurrency=concurrency, rate=rate, progress=progress)
 
