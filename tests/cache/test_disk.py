@@ -587,6 +587,7 @@ def test_a_fork_amid_other_threads_work_leaves_the_child_a_cache(path, level):
             while not stop.is_set():
                 cache.set("key", 1)
                 cache.get("key")
+                time.sleep(0.001)  # or a child may not get the file's lock for seconds
 
         threads = [threading.Thread(target=hammer) for _ in range(8)]
         for thread in threads:
@@ -596,7 +597,7 @@ def test_a_fork_amid_other_threads_work_leaves_the_child_a_cache(path, level):
             time.sleep(0.005)
             child = os.fork()
             if not child:
-                signal.alarm(10)
+                signal.alarm(60)
                 cache.set("child", 1)
                 os._exit(0 if cache.get("child") == 1 and not cache.stats().errors else 1)
             status = os.waitpid(child, 0)[1]

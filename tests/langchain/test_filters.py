@@ -290,7 +290,7 @@ TESTS = {
 }
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(cases())
 def test_filters_agree_with_plain_python(case):
     """Whatever the metadata and the filter, the documents that Python would pick come back."""

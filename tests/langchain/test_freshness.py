@@ -100,7 +100,7 @@ def test_no_order_of_writes_makes_an_answer_stale():
 
     And asked again before the next write, it comes from the cache.
     """
-    run_state_machine_as_test(Writing, settings=settings(max_examples=60, stateful_step_count=40))
+    run_state_machine_as_test(Writing, settings=settings(max_examples=30, stateful_step_count=40))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,7 +148,7 @@ def test_copy_of_a_found_text_is_placed_as_a_search_places_it():
     chance = random.Random(1)
     vocabulary = [f"word{number}" for number in range(12)]
     differing = []
-    for trial in range(400):
+    for trial in range(150):
         store = CompressedVectorStore(HashEmbeddings(chance.choice([64, 100, 256, 384])))
         rows = chance.randrange(1, 60)
         store.add_texts([" ".join(chance.sample(vocabulary, 3)) for _ in range(rows)])

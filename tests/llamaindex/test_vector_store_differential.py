@@ -176,7 +176,7 @@ def assert_same(found: dict[str, float], right: dict[str, float]) -> None:
 # -- alike -----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(cases())
 def test_filters_let_the_same_rows_through(case):
     """Every operator and condition selects what LlamaIndex's own definition selects."""
@@ -185,7 +185,7 @@ def test_filters_let_the_same_rows_through(case):
     assert_same(pairs(ours.query(ask(filters))), expected(theirs, filters))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(cases())
 def test_what_simple_store_answers_is_answered_alike(case):
     """Where `SimpleVectorStore` itself gives an answer to the whole query, ours is the same."""
@@ -416,7 +416,7 @@ def test_a_value_that_the_operator_cannot_take_is_refused(operator, value):
         ours.query(ask(only("key", value, operator)))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(cases(nested=True))
 def test_nested_filters_are_understood(case):
     """`SimpleVectorStore` raises; here the groups mean what they say."""

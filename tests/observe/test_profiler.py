@@ -383,7 +383,6 @@ def test_resources_are_read_where_they_are_asked_for():
     plain = Profiler().profile(ask, range(3))
     assert plain.stages["grow"].rss_bytes is None
     assert plain.stages["work"].cpu_seconds > 0
-    assert plain.overhead_seconds < found.overhead_seconds
 
 
 def test_processor_time_of_another_thread_is_the_process():

@@ -24,6 +24,7 @@ from ragaccel.tuning.recorder import TrafficRecorder
 from ragaccel.tuning.traffic import Traffic
 
 TERMS = Terms(shares=(0.2,))
+SLOW = 0.1  # far more than a request waits for a processor that others use
 TEXTS = [f"passage {one}" for one in range(20)]
 
 
@@ -88,15 +89,15 @@ def pipeline(request):
 
 
 def planted(model):
-    """A knob whose second value triples what an embedding takes."""
-    return Knob("delay", [0.001, 0.02], lambda: model.delay, lambda to: setattr(model, "delay", to))
+    """A knob whose second value is many times what an embedding takes."""
+    return Knob("delay", [0.001, SLOW], lambda: model.delay, lambda to: setattr(model, "delay", to))
 
 
 def test_a_bad_setting_is_taken_back(pipeline, tmp_path):
     """By calls that change nothing else: the answers are those of the plain retriever."""
     model, retriever, retrieve, _ = pipeline
     expected = retrieve("question 0")
-    guard = Guard.attach(retriever, [(planted(model), 0.02)], terms=TERMS, journal=tmp_path / "log")
+    guard = Guard.attach(retriever, [(planted(model), SLOW)], terms=TERMS, journal=tmp_path / "log")
     for at in range(3000):
         if guard.trial.state != "trying":
             break
@@ -111,7 +112,7 @@ def test_a_bad_setting_is_taken_back(pipeline, tmp_path):
 async def test_a_bad_setting_is_taken_back_among_tasks(pipeline):
     """Four requests at a time, of which one is judged."""
     model, retriever, _, aretrieve = pipeline
-    guard = Guard.attach(retriever, [(planted(model), 0.02)], terms=TERMS)
+    guard = Guard.attach(retriever, [(planted(model), SLOW)], terms=TERMS)
     asked = 0
     while guard.trial.state == "trying" and asked < 6000:
         await asyncio.gather(*(aretrieve(f"question {asked + one}") for one in range(4)))
@@ -124,7 +125,7 @@ def test_a_good_setting_is_applied(pipeline):
     """It speeds embeddings up, and nobody's request fails for it."""
     model, retriever, retrieve, _ = pipeline
     knob = planted(model)
-    model.delay = 0.02
+    model.delay = SLOW
     with Guard.attach(retriever, [(knob, 0.001)], terms=Terms(shares=(0.5,))) as guard:
         for at in range(3000):
             if guard.trial.state != "trying":
@@ -139,7 +140,7 @@ def test_recording_and_guarding_go_together(langchain, tmp_path):
     model, retriever, retrieve, _ = langchain
     with TrafficRecorder.open(tmp_path / "traffic.jsonl") as recorder:
         config = {"callbacks": [for_langchain.TrafficHandler(recorder)]}
-        with Guard.attach(retriever, [(planted(model), 0.02)], terms=TERMS) as guard:
+        with Guard.attach(retriever, [(planted(model), SLOW)], terms=TERMS) as guard:
             for at in range(150):
                 retrieve(f"question {at}", config=config)
     assert guard.trial.controls + guard.trial.canaries <= 150
@@ -151,7 +152,7 @@ def test_recording_and_guarding_go_together(langchain, tmp_path):
 def test_other_components_are_no_requests(langchain):
     """What is not of the pipeline is neither judged nor given the setting."""
     model, retriever, _, _ = langchain
-    with Guard.attach(retriever, [(planted(model), 0.02)], terms=TERMS) as guard:
+    with Guard.attach(retriever, [(planted(model), SLOW)], terms=TERMS) as guard:
         with telemetry.stage("retrieve", {"ragaccel.component": "Another"}):
             pass
         with telemetry.stage("embed"):

@@ -266,7 +266,7 @@ def serve(body):
     return answer.result, renewed
 
 
-@settings(deadline=None, suppress_health_check=SLOW, max_examples=300)
+@settings(deadline=None, suppress_health_check=SLOW, max_examples=120)
 @given(
     before=rows,
     rounds=st.lists(writes, min_size=1, max_size=3),
@@ -290,7 +290,7 @@ def test_an_answer_is_served_only_if_a_new_search_would_give_it(
                 body = served[1] or body
 
 
-@settings(deadline=None, suppress_health_check=SLOW, max_examples=300)
+@settings(deadline=None, suppress_health_check=SLOW, max_examples=120)
 @given(before=rows, after=writes, query=unrounded, k=st.integers(1, 4))
 def test_writes_that_change_nothing_keep_an_answer(before, after, query, k):
     """An answer is kept where no found row is gone and no new row comes near its last one."""

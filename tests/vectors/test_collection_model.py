@@ -333,7 +333,7 @@ class CompressedModel(RuleBasedStateMachine):
 
 TestCollection = CollectionModel.TestCase
 TestCollection.settings = settings(
-    deadline=None, suppress_health_check=SLOW, max_examples=60, stateful_step_count=25
+    deadline=None, suppress_health_check=SLOW, max_examples=30, stateful_step_count=25
 )
 TestCompressedCollection = CompressedModel.TestCase
 TestCompressedCollection.settings = settings(

@@ -122,7 +122,7 @@ def selected(collection, where):
 # -- what passes -----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, suppress_health_check=SLOW, max_examples=250)
+@settings(deadline=None, suppress_health_check=SLOW, max_examples=100)
 @example(([("a", {"": []}, None), ("b", {}, None)], [Not(Field("", "is_empty"))]))
 @example(([("a", {}, None)], [And((Field("k", "text_match_insensitive", "3"),))]))
 @example(([("a", {'"': 3}, None)], [Field('"', "text_match_insensitive", "3")]))
@@ -143,7 +143,7 @@ def test_select_finds_what_plain_python_finds(case):
             assert [hit.id for hit in hits] == wanted
 
 
-@settings(deadline=None, suppress_health_check=SLOW, max_examples=250)
+@settings(deadline=None, suppress_health_check=SLOW, max_examples=100)
 @given(cases(), st.booleans(), st.booleans())
 def test_an_index_changes_nothing(case, first, again):
     """With indexes on all fields, made before or after the rows, any filter passes the same."""
