@@ -31,6 +31,7 @@ class Part(BaseModel):
 
     size: int = 1
     api_key: str = "secret"
+    aws_access_key: str = "secret"
     client: Any = Field(default=None, exclude=True)
 
 
@@ -39,6 +40,7 @@ class Whole(BaseModel):
 
     name: str = "whole"
     level: float = 0.5
+    date_key: str = "made"
     part: Any = Part()
     parts: list[Any] = []
     options: dict[str, Any] = {}
@@ -67,6 +69,7 @@ DIFFERENT = {
     "number": lambda: Whole(level=1.0),
     "type of a number": lambda: Whole(level=1.0, options={"n": 1}),
     "another type of it": lambda: Whole(level=1.0, options={"n": True}),
+    "key of what is looked at": lambda: Whole(date_key="changed"),
     "component within": lambda: Whole(part=Part(size=2)),
     "class of it": lambda: Whole(part=Whole()),
     "dict for it": lambda: Whole(part=Part().model_dump()),
@@ -104,6 +107,7 @@ def test_components_that_differ_have_different_fingerprints():
 SAME = {
     "name": lambda: Whole(name="another"),
     "secret within": lambda: Whole(part=Part(api_key="another")),
+    "key that opens something": lambda: Whole(part=Part(aws_access_key="another")),
     "private secret": lambda: setattr(made := Whole(), "_api_key", "another") or made,
     "client within": lambda: Whole(part=Part(client=threading.Lock())),
     "private client": lambda: Whole().with_private(threading.Lock()),
@@ -172,7 +176,7 @@ def test_what_cannot_be_told_apart_has_no_fingerprint(made):
 def test_what_is_visible_is_told_without_the_rest():
     """Settings that have a canonical form are told by name; the others are left out."""
     found = visible(Whole(part=object(), level=0.7))
-    assert set(found) == {"level", "parts", "options", "messages_to_prompt"}
+    assert set(found) == {"level", "date_key", "parts", "options", "messages_to_prompt"}
     assert found["level"] != visible(Whole())["level"]
 
 

@@ -31,8 +31,11 @@ _PLAIN: Final = frozenset(("llama_index.core.types.BaseOutputParser",))
 #: What a private attribute decides with; others are clients, weights, counters and logs.
 _DECIDING: Final = (str, bool, Enum, type, FunctionType, MethodType, partial)
 _SCALARS: Final = frozenset((str, int, float, bool, type(None)))
+#: A key that opens nothing, such as a `date_key`, names what is looked at, and decides.
 _SECRET: Final = re.compile(
-    r"(^|_)(api_?key|key|secret|password|token|credentials?|auth\w*|cookies?)$", re.IGNORECASE
+    r"^key$|(^|_)((access|account|api|client|license|master|private|secret|service|signing"
+    r"|subscription)_?key|secret|password|token|credentials?|auth\w*|cookies?)$",
+    re.IGNORECASE,
 )
 
 
