@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from langchain_core.language_models import FakeListChatModel
 from llama_index.core.output_parsers import PydanticOutputParser
 from pydantic import BaseModel, Field, PrivateAttr, create_model
 from pydantic_core import core_schema
@@ -66,6 +67,7 @@ def lower(text):
 
 DIFFERENT = {
     "nothing": Whole,
+    "name": lambda: Whole(name="another"),
     "number": lambda: Whole(level=1.0),
     "type of a number": lambda: Whole(level=1.0, options={"n": 1}),
     "another type of it": lambda: Whole(level=1.0, options={"n": True}),
@@ -105,7 +107,6 @@ def test_components_that_differ_have_different_fingerprints():
 
 
 SAME = {
-    "name": lambda: Whole(name="another"),
     "secret within": lambda: Whole(part=Part(api_key="another")),
     "key that opens something": lambda: Whole(part=Part(aws_access_key="another")),
     "private secret": lambda: setattr(made := Whole(), "_api_key", "another") or made,
@@ -118,8 +119,15 @@ SAME = {
 
 @pytest.mark.parametrize("made", SAME.values(), ids=SAME)
 def test_what_decides_no_answer_is_left_out(made):
-    """Names, secrets, clients, counters and logs tell nothing apart."""
+    """Secrets, clients, counters and logs tell nothing apart."""
     assert fingerprint(made()) == fingerprint(Whole())
+
+
+def test_what_tracing_calls_a_runnable_is_left_out():
+    """LangChain's models have a name, tags and metadata for it; of others these may decide."""
+    model = FakeListChatModel(responses=["yes"])
+    labels = {"name": "another", "tags": ["a"], "metadata": {"run": 1}}
+    assert fingerprint(model.model_copy(update=labels)) == fingerprint(model)
 
 
 def local():
@@ -176,7 +184,7 @@ def test_what_cannot_be_told_apart_has_no_fingerprint(made):
 def test_what_is_visible_is_told_without_the_rest():
     """Settings that have a canonical form are told by name; the others are left out."""
     found = visible(Whole(part=object(), level=0.7))
-    assert set(found) == {"level", "date_key", "parts", "options", "messages_to_prompt"}
+    assert set(found) == {"name", "level", "date_key", "parts", "options", "messages_to_prompt"}
     assert found["level"] != visible(Whole())["level"]
 
 

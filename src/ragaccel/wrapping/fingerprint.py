@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 _HOW: Final = frozenset(
     (
         "callback_manager", "callbacks", "embed_batch_size", "embeddings_cache", "max_retries",
-        "metadata", "name", "num_workers", "ragaccel_state_", "rate_limiter", "request_timeout",
-        "reuse_client", "show_progress", "show_progress_bar", "tags", "timeout", "verbose",
+        "num_workers", "ragaccel_state_", "rate_limiter", "request_timeout", "reuse_client",
+        "show_progress", "show_progress_bar", "timeout", "verbose",
     )
 )  # fmt: skip
+#: Settings by which LangChain's tracing calls a runnable; of any other object they may decide.
+_LABELS: Final = frozenset(("metadata", "name", "tags"))
+_LABELLED: Final = "langchain_core.runnables.base.Runnable"
 #: Fields that LlamaIndex leaves out of dumps, though they decide what a model is asked.
 _UNDUMPED: Final = frozenset(
     ("completion_to_prompt", "messages_to_prompt", "output_parser", "query_wrapper_prompt")
@@ -93,7 +96,7 @@ def _raw_settings(component: object) -> dict[str, Any]:
     cls: Any = type(component)
     names = _fields(cls)
     if names is None:
-        names = _told(tuple(getattr(component, "__dict__", ())))
+        names = _told(cls, tuple(getattr(component, "__dict__", ())))
     return {name: _without_secrets(name, getattr(component, name)) for name in names}
 
 
@@ -106,14 +109,15 @@ def _without_secrets(name: str, value: Any) -> Any:
 
 
 def _private_settings(component: object) -> dict[str, Any]:
-    if not hasattr(component, "__pydantic_fields__"):
+    cls: Any = type(component)
+    if not hasattr(cls, "__pydantic_fields__"):
         return {}
     attributes = getattr(component, "__dict__", {})
     private = {name: value for name, value in attributes.items() if name.startswith("_")}
     private |= getattr(component, "__pydantic_private__", None) or {}
     return {
         name: private[name]
-        for name in _told(tuple(private))
+        for name in _told(cls, tuple(private))
         if isinstance(private[name], _DECIDING) or hasattr(private[name], "__pydantic_fields__")
     }
 
@@ -127,13 +131,14 @@ def _fields(cls: type) -> tuple[str, ...] | None:
     dumped = (
         name for name, field in fields.items() if field.exclude is not True or name in _UNDUMPED
     )
-    return _told(tuple(dumped))
+    return _told(cls, tuple(dumped))
 
 
 @lru_cache(maxsize=1024)
-def _told(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those names that decide what is answered, and are no secrets."""
-    return tuple(name for name in names if name not in _HOW and not _SECRET.search(name))
+def _told(cls: type, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those names of a class's settings that decide what is answered, and are no secrets."""
+    aside = _HOW | _LABELS if _LABELLED in map(class_name, cls.__mro__) else _HOW
+    return tuple(name for name in names if name not in aside and not _SECRET.search(name))
 
 
 def _canonical(value: Any) -> Any:
