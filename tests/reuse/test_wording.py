@@ -117,6 +117,32 @@ def test_who_does_not_ask_for_it_never_gets_it(subject, cache):
     assert cache.stats().misses == len(rules)
 
 
+class Without:
+    """A rule with a setting: how many letters are left out."""
+
+    def __init__(self, letters):
+        self.letters = letters
+
+    def __call__(self, text):
+        return text[self.letters :]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [Without, lambda letters: Without(letters).__call__, lambda letters: lambda t: t[letters:]],
+    ids=["object", "method", "closure"],
+)
+def test_rules_of_one_name_are_told_apart(subject, cache, made):
+    """What one makes of another question is no answer to what the other makes the same of."""
+    short, long = made(3), made(5)
+    subject.ask(accelerate(subject.plain, cache=cache, normalise=short), "of cats")
+    fast = accelerate(subject.plain, cache=cache, normalise=long)
+    plain = accelerate(subject.plain, cache=MultiLevelCache.open())
+    for _ in range(2):
+        assert subject.ask(fast, "dogs cats") == subject.ask(plain, "dogs cats")
+    assert cache.stats().misses == 2
+
+
 @pytest.mark.parametrize("rule", [lambda _: 1 / 0, lambda _: None])
 def test_a_rule_that_fails_costs_the_cache_and_nothing_else(subject, cache, rule):
     """The question is answered as if there were none."""

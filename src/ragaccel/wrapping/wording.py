@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import unicodedata
+import uuid
+import weakref
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from ragaccel.cache import Uncacheable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_tokens: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def same_words(*, case: bool = True, space: bool = True) -> Callable[[str], str]:
@@ -31,11 +39,23 @@ def _same_words(text: str, *, case: bool, space: bool) -> str:
 
 
 def wording_name(normalise: Callable[[str], str]) -> Any:
-    """Return what tells a function apart from others: its name, and what it was bound to."""
+    """Return what tells a function apart from others: its name, and what it was bound to.
+
+    One without a name of its own, such as a lambda, a method or an object that can be called, is
+    told apart by what it is, and so in this process only.
+
+    Raises:
+        Uncacheable: It is an object of which that cannot be told.
+    """
     bound: Any = None
     named: Any = normalise
     if isinstance(normalise, partial):
         named, bound = normalise.func, [list(normalise.args), normalise.keywords]
-    if not hasattr(named, "__qualname__"):
-        named = type(named)
-    return getattr(named, "__module__", None), named.__qualname__, bound
+    name = getattr(named, "__qualname__", "<")
+    owner = getattr(named, "__self__", None)
+    if "<" in name or not (owner is None or isinstance(owner, ModuleType)):
+        try:
+            return _tokens.setdefault(named, uuid.uuid4().hex), bound
+        except TypeError as error:
+            raise Uncacheable("normalise") from error
+    return getattr(named, "__module__", None), name, bound
