@@ -72,6 +72,8 @@ def test_json_lines_are_queries_too(folder):
         (["shop_pipeline:none", "--queries", "queries.txt"], "module:name"),
         (["no_such_module:answer", "--queries", "queries.txt"], "module:name"),
         (["shop_pipeline:answer", "--queries", "none.txt"], "cannot be read"),
+        (["shop_pipeline:answer", "--queries", "none[all].txt"], "none[all].txt"),
+        (["shop_pipeline:answer", "--queries", "none[/all].txt"], "none[/all].txt"),
         (["shop_pipeline:answer"], "--queries"),
         (["none.sock"], "nothing listens"),
         (["shop_pipeline:answer", "--queries", "empty.txt"], "no queries"),

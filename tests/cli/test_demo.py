@@ -56,6 +56,11 @@ def test_bad_options_are_explained(arguments, told):
     assert "Traceback" not in done.stderr
 
 
+def test_its_help_names_the_extra():
+    """Square brackets are none of the terminal's own."""
+    assert "ragaccel[minilm]" in _demo("--help").stdout
+
+
 def _demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "ragaccel.cli", "demo", *arguments],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -61,7 +62,7 @@ class Profile(str, Enum):
 
 def demo(
     model: Annotated[
-        ModelName, typer.Option(help="minilm is slower and better; it needs ragaccel[minilm].")
+        ModelName, typer.Option(help="minilm is slower and better; it needs ragaccel\\[minilm].")
     ] = ModelName.wordllama,
     profile: Annotated[
         Profile, typer.Option("--traffic", help="How often questions repeat.")
@@ -102,7 +103,7 @@ def demo(
             ]
         telemetry.flush()
     except RagaccelError as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}")
+        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}")
         raise typer.Exit(2) from error
     finally:
         telemetry.unlisten(stages)
