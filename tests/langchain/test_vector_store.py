@@ -12,6 +12,7 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
+from ragaccel.errors import ConfigurationError
 from ragaccel.langchain import CompressedVectorStore
 from ragaccel.vectors.spec import Codec
 from tests.langchain.embeddings import HashEmbeddings
@@ -203,6 +204,17 @@ def test_delete_takes_ids_or_everything(store):
     assert store.similarity_search("red", 100) == []
     store.add_texts(["after all"])
     assert [one.page_content for one in store.similarity_search("red", 9)] == ["after all"]
+
+
+async def test_a_delete_that_is_not_understood_deletes_nothing(store):
+    """Other stores take a filter there; it must not be dropped, with everything else."""
+    with pytest.raises(ConfigurationError, match="filter= and would delete everything"):
+        store.delete(filter={"topic": "a"})
+    with pytest.raises(ConfigurationError, match="where"):
+        await store.adelete(where={"topic": "a"})
+    assert len(store.collection) == len(TEXTS)
+    assert store.delete(["text-0"], batch_size=1)
+    assert len(store.collection) == len(TEXTS) - 1
 
 
 def test_nothing_to_add_is_no_error(embeddings):

@@ -172,17 +172,26 @@ class CompressedVectorStore(VectorStore):
             vectors = await self._embedding.aembed_documents(listed) if listed else []
         return await asyncio.to_thread(self._upsert, listed, vectors, metadatas, ids)
 
-    def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
-        """Delete documents by id; without ids, all of them. Unknown ids are passed over."""
+    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
+        """Delete documents by id; without ids, all of them. Unknown ids are passed over.
+
+        Raises:
+            ConfigurationError: There are no ids, but something else that may say which to delete.
+        """
+        if ids is None and kwargs:
+            raise ConfigurationError(
+                f"delete does not know {', '.join(kwargs)}= and would delete everything; give ids, "
+                "or a filter to store.collection.delete_where(...)."
+            )
         if ids is None:
             self.collection.clear()
         else:
             self.collection.delete(ids)
         return True
 
-    async def adelete(self, ids: list[str] | None = None, **_: Any) -> bool:
+    async def adelete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
         """Do what `delete` does, in a worker thread."""
-        return await asyncio.to_thread(self.delete, ids)
+        return await asyncio.to_thread(self.delete, ids, **kwargs)
 
     # -- reading -----------------------------------------------------------------------------------
 
