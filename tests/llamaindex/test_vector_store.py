@@ -120,6 +120,14 @@ def test_delete_takes_the_nodes_of_one_document(store, embedded):
     assert "node-2" not in store.query(ask(embedded[2].text, k=10)).ids
 
 
+def test_delete_of_no_document_deletes_nothing(store):
+    """The `ref_doc_id` of a node without a document is None, and says nothing of other nodes."""
+    store.add([TextNode(id_=one, text=one, embedding=[1.0, 0.0]) for one in ("a", "b")])
+    with pytest.raises(ConfigurationError, match="id of a document, got None"):
+        store.delete(store.get_nodes(["a"])[0].ref_doc_id)
+    assert ids(store.get_nodes()) == ["a", "b"]
+
+
 def test_delete_nodes_takes_ids_and_filters_together(store, embedded):
     """Only a node that has one of the ids and passes the filters is deleted."""
     store.add(embedded)

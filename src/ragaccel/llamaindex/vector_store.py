@@ -134,7 +134,16 @@ class CompressedVectorStore(BasePydanticVectorStore):
         return [node.node_id for node in nodes]
 
     def delete(self, ref_doc_id: str, **_: Any) -> None:
-        """Delete the nodes of a document."""
+        """Delete the nodes of a document.
+
+        Raises:
+            ConfigurationError: The document has no id.
+        """
+        if not isinstance(ref_doc_id, str):
+            raise ConfigurationError(
+                f"delete takes the id of a document, got {ref_doc_id!r}; nodes of no document are "
+                "deleted with delete_nodes."
+            )
         self.collection.delete_where(Documents((ref_doc_id,)))
 
     def delete_nodes(
