@@ -152,6 +152,7 @@ def accelerate(
         checked(ttl)
     if precision not in get_args(Precision):
         raise ConfigurationError(f"precision must be float32 or float16, got {precision!r}.")
+    _check_parts(cache, namespace, batch, semantic, neighbours)
     if semantic is not None and cache is None:
         raise ConfigurationError("semantic reuse needs a cache, which keeps the answers.")
     if neighbours is not None and cache is None:
@@ -178,3 +179,24 @@ def accelerate(
         neighbours,
     )  # fmt: skip
     return cast("T", import_module(home).accelerated(obj, options))
+
+
+def _check_parts(cache: Any, namespace: Any, batch: Any, semantic: Any, neighbours: Any) -> None:
+    """Refuse what would fail, or never be asked, at the first call only."""
+    from ragaccel.batching import MicroBatcher
+    from ragaccel.cache import MultiLevelCache
+
+    for name, given, is_one, such in (
+        ("cache", cache, isinstance(cache, MultiLevelCache), "MultiLevelCache.open(path)"),
+        ("namespace", namespace, isinstance(namespace, str), "'tenant-a'"),
+        ("batch", batch, isinstance(batch, (bool, MicroBatcher)), "True or MicroBatcher()"),
+        ("semantic", semantic, _has(semantic, "learn"), "VerifiedReuse(embed=...)"),
+        ("neighbours", neighbours, _has(neighbours, "within"), "NeighbourReuse()"),
+    ):
+        if given is not None and not is_one:
+            got = type(given).__name__  # a text may be a URL with a password
+            raise ConfigurationError(f"{name} must be such as {such}, got an object of type {got}.")
+
+
+def _has(part: object, method: str) -> bool:
+    return hasattr(part, method) and not isinstance(part, type)

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 
 import pytest
 
+from ragaccel import MultiLevelCache, accelerate
 from ragaccel.errors import (
     CollectionClosedError,
     CollectionError,
@@ -21,6 +22,7 @@ from ragaccel.errors import (
     RagaccelError,
 )
 from ragaccel.langchain import CompressedVectorStore
+from ragaccel.reuse import NeighbourReuse
 from tests.langchain.embeddings import HashEmbeddings
 from tests.langchain.stores import opened
 
@@ -402,3 +404,23 @@ def test_another_model_for_a_stored_collection_is_refused(tmp_path):
             use()
     assert contents(store) == before
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache": "redis://:secret@host"}, "MultiLevelCache.open"),
+        ({"cache": MultiLevelCache}, "MultiLevelCache.open"),
+        ({"namespace": 7}, "namespace must be"),
+        ({"batch": 8}, "MicroBatcher"),
+        ({"semantic": True}, "VerifiedReuse"),
+        ({"neighbours": NeighbourReuse}, "NeighbourReuse"),
+    ],
+)
+def test_what_could_not_be_used_is_refused_at_once(options, message):
+    """Not at the first question, or never; and nothing of a URL is told."""
+    retriever = CompressedVectorStore(HashEmbeddings()).as_retriever()
+    cache = MultiLevelCache.open()
+    with pytest.raises(ConfigurationError, match=message) as told:
+        accelerate(retriever, **{"cache": cache, **options})
+    assert "secret" not in str(told.value)
