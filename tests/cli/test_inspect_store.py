@@ -88,6 +88,17 @@ def test_what_it_tells(folder):
     assert contents(folder) == before
 
 
+def test_names_with_brackets(tmp_path):
+    """Folders and metadata fields are printed as they are called, not read as rich's markup."""
+    folder = tmp_path / "shop[bold]"
+    with VectorCollection.open(folder) as collection:
+        collection.upsert(["a"], np.ones((1, 2)), metadata=[{"[/b]": 1, "[red]x": "y"}])
+    drawn = inspect(folder)
+    assert drawn.exit_code == 0, drawn.exception
+    for words in ("shop[bold]", "[/b]", "[red]x"):
+        assert words in drawn.stdout
+
+
 def test_exact_and_empty_collections(tmp_path):
     """A collection without codes or rows is told as such."""
     VectorCollection.open(tmp_path).close()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ragaccel.errors import CollectionError
 
@@ -56,9 +57,9 @@ def _draw(where: Path, found: dict[str, Any]) -> None:
 
 
 def _table(console: Console, title: str, rows: Mapping[str, object]) -> None:
-    table = Table(title=title, show_header=False)
+    table = Table(title=Text(title, style="table.title"), show_header=False)
     for name, value in rows.items():
-        table.add_row(name, _said(value))
+        table.add_row(Text(name), Text(_said(value)))
     console.print(table)
 
 
