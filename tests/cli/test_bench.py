@@ -88,3 +88,10 @@ def test_what_cannot_be_used_is_said(folder, arguments, said):
     done = run(*arguments)
     assert done.exit_code == 2
     assert said in " ".join(done.output.split())
+
+
+def test_an_error_is_printed_as_it_is(folder):
+    """Brackets in it are not read as rich's markup."""
+    done = run("shop_pipeline:answer", "--queries", "none[/b][red].txt")
+    assert done.exit_code == 2, done.exception
+    assert "none[/b][red].txt" in "".join(done.output.split())

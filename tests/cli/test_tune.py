@@ -70,3 +70,10 @@ def test_what_is_missing_is_told(folder):
     done = run(folder / "none.jsonl", "--pipeline", "embedding_of_tune:embed")
     assert done.exit_code == 2
     assert "no traffic can be read" in done.output
+
+
+def test_an_error_is_printed_as_it_is(tmp_path):
+    """Brackets in it are not read as rich's markup."""
+    done = run(tmp_path / "none[/b][red].jsonl", "--pipeline", "m:n")
+    assert done.exit_code == 2, done.exception
+    assert "none[/b][red].jsonl" in "".join(done.output.split())
