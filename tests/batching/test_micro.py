@@ -159,6 +159,14 @@ def test_another_number_of_results_is_an_error_for_a_lone_thread_too(results):
     assert batcher("b") == "b"
 
 
+async def test_a_stop_iteration_is_an_error_like_any_other():
+    """Asyncio cannot carry it out of a thread: nobody waits for ever, and it comes as the cause."""
+    batcher = MicroBatcher(lambda _: next(iter(())))
+    with pytest.raises(RuntimeError, match="StopIteration") as raised:
+        await asyncio.wait_for(batcher.get("a"), 10)
+    assert isinstance(raised.value.__cause__, StopIteration)
+
+
 async def test_who_is_cancelled_disturbs_nobody(call):
     """Neither before the call nor during it, and is left out of calls that are still to be made."""
     batcher = MicroBatcher(call, acall=call.later, workers=1, max_size=2)

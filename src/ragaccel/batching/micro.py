@@ -97,7 +97,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
         if budget is not None and not budget > 0:
             raise ConfigurationError(f"budget must be positive, got {budget!r}.")
         self._call = call or _no_call
-        self._acall = acall or (lambda items: asyncio.to_thread(self._call, items))
+        self._acall = acall or partial(_in_thread, self._call)
         if not 0 <= window < math.inf:
             raise ConfigurationError(f"window must be 0 or more seconds, got {window!r}.")
         self._limits = Limits(max_size, workers, size, budget, max_waiting, window)
@@ -459,6 +459,16 @@ class _Ticket(Waiter):
 
 def _no_call(_: Any) -> Any:
     raise ConfigurationError("this MicroBatcher was made without a call; give it one.")
+
+
+async def _in_thread(call: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
+    def made() -> Any:
+        try:
+            return call(items)
+        except StopIteration as stop:  # asyncio cannot carry it out of a thread, and would wait
+            raise RuntimeError("the call raised StopIteration") from stop
+
+    return await asyncio.to_thread(made)
 
 
 def _given(outcome: Any) -> Any:
