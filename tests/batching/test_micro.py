@@ -159,6 +159,19 @@ def test_another_number_of_results_is_an_error_for_a_lone_thread_too(results):
     assert batcher("b") == "b"
 
 
+@pytest.mark.parametrize("items", [["a"], ["a", "b", "c"]], ids=len)
+def test_an_error_among_the_results_is_raised(items):
+    """For its item, whether or not it is alone in the call."""
+    batcher = MicroBatcher(lambda asked: [ValueError(one) for one in asked], workers=1)
+
+    def one(item):
+        with pytest.raises(ValueError, match=item):
+            batcher(item)
+
+    with ThreadPoolExecutor(len(items)) as pool:
+        list(pool.map(one, items))
+
+
 async def test_a_stop_iteration_is_an_error_like_any_other():
     """Asyncio cannot carry it out of a thread: nobody waits for ever, and it comes as the cause."""
     batcher = MicroBatcher(lambda _: next(iter(())))

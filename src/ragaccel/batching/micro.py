@@ -45,8 +45,9 @@ class MicroBatcher(Forkable, Generic[T, R]):
     waiting thread makes the call for those who wait with it, and each event loop makes its own.
 
     Args:
-        call: Takes items and gives as many results, in their order. At most `workers` threads call
-            it at a time. Without it the batcher is a pattern for `accelerate(batch=…)`.
+        call: Takes items and gives as many results, in their order; an exception among them is
+            raised for its item. At most `workers` threads call it at a time. Without it the batcher
+            is a pattern for `accelerate(batch=…)`.
         acall: The same for callers on an event loop; without it they use `call`, in a thread.
         max_size: The most items in a call.
         workers: The most calls at a time, of threads and of each event loop; one for each core by
@@ -328,7 +329,7 @@ class MicroBatcher(Forkable, Generic[T, R]):
                 found: list[R] = list(self._call([item]))
             if len(found) != 1:
                 raise odd_count(1, len(found))
-            return found[0]
+            return cast("R", _given(found[0]))
         finally:
             self._free_worker()
 
