@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ragaccel.errors import InvalidRecordError
 from ragaccel.ingest import ingest
 from tests.ingest import texts
 from tests.ingest.kits import KITS
@@ -73,3 +74,16 @@ def test_one_more_document_transforms_and_embeds_one(kit):
 
 def _chunks(text, split):
     return texts.parts(text) if split else [text] * bool(text.strip())
+
+
+def test_a_text_is_no_list_of_chunks(kit):
+    """A transformation that returns one is told so: its letters are not taken for chunks."""
+    store = kit.open()
+    report = ingest(
+        [kit.document("a", "one")], store, embed=kit.model, transform=lambda _: "One", workers=0
+    )
+    (failure,) = report.errors
+    assert isinstance(failure.error, InvalidRecordError)
+    assert "[text]" in str(failure.error)
+    assert not len(kit.collection(store))
+    kit.close(store)

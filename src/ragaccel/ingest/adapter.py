@@ -180,6 +180,17 @@ def not_a_transformation(given: Any, wanted: str) -> ConfigurationError:
     return ConfigurationError(f"transform is {wanted}, got {type(given).__name__}.")
 
 
+def chunks_of(made: Any) -> Any:
+    """Return what a function made of a document.
+
+    Raises:
+        InvalidRecordError: It is a text, whose letters would be taken for chunks.
+    """
+    if isinstance(made, (str, bytes)):
+        raise InvalidRecordError("transform gave a text, not a list of chunks; return [text].")
+    return made
+
+
 def _mark_of(model: Any) -> str | None:
     """Return the mark of a model; None if it cannot be told apart from others."""
     try:
@@ -229,7 +240,7 @@ class _Split:
             return [Chunk(task.id, text, dict(metadata))] if text.strip() else []
         made = [
             (one, metadata) if isinstance(one, str) else one
-            for one in self.transformation(task.document)
+            for one in chunks_of(self.transformation(task.document))
         ]
         kept = [(text, own) for text, own in made if text.strip()]
         ids = chunk_ids(task.mark, len(kept))

@@ -9,7 +9,13 @@ import msgspec
 from langchain_core.documents import BaseDocumentTransformer, Document
 
 from ragaccel.errors import InvalidRecordError
-from ragaccel.ingest.adapter import Adapter, embedding_of, identifier, not_a_transformation
+from ragaccel.ingest.adapter import (
+    Adapter,
+    chunks_of,
+    embedding_of,
+    identifier,
+    not_a_transformation,
+)
 from ragaccel.ingest.chunks import Chunk, chunk_ids
 
 if TYPE_CHECKING:
@@ -61,7 +67,7 @@ class _Split:
         if isinstance(self.transformation, BaseDocumentTransformer):
             made = self.transformation.transform_documents([document])
         else:
-            made = self.transformation(document)
+            made = chunks_of(self.transformation(document))
         documents = [
             Document(one, metadata=document.metadata) if isinstance(one, str) else one
             for one in made

@@ -22,7 +22,13 @@ from llama_index.core.schema import (
 from llama_index.core.utils import get_tokenizer
 
 from ragaccel.errors import ConfigurationError, InvalidRecordError
-from ragaccel.ingest.adapter import Adapter, embedding_of, identifier, not_a_transformation
+from ragaccel.ingest.adapter import (
+    Adapter,
+    chunks_of,
+    embedding_of,
+    identifier,
+    not_a_transformation,
+)
 from ragaccel.ingest.chunks import Chunk, chunk_ids
 from ragaccel.ingest.described import describe
 from ragaccel.llamaindex.nodes import decode_node, encode_node
@@ -116,7 +122,7 @@ def _stepped(step: Any, nodes: list[BaseNode]) -> list[BaseNode]:
     return [
         TextNode(text=one, metadata=node.metadata) if isinstance(one, str) else one
         for node in nodes
-        for one in step(node)
+        for one in chunks_of(step(node))
     ]
 
 
