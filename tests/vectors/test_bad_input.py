@@ -14,9 +14,11 @@ from ragaccel.errors import (
     CollectionError,
     ConfigurationError,
     DimensionMismatchError,
+    FilterError,
     InvalidRecordError,
     InvalidVectorError,
 )
+from ragaccel.vectors import Ids
 
 NAN = float("nan")
 INFINITY = float("inf")
@@ -277,6 +279,14 @@ def test_nothing_to_write(stored, vectors):
     assert content(stored) == before
 
 
+def test_no_filter_deletes_nothing(stored):
+    """To pass None where a filter belongs is refused: it would delete every row."""
+    before = content(stored)
+    with pytest.raises(FilterError, match=r"clear\(\)"):
+        stored.delete_where(None)
+    assert content(stored) == before
+
+
 # -- options ---------------------------------------------------------------------------------------
 
 
@@ -370,7 +380,7 @@ READS = [
 WRITES = [
     case("upsert", lambda one: one.upsert(["a"], [[1, 0]])),
     case("delete", lambda one: one.delete(["a"])),
-    case("delete_where", lambda one: one.delete_where(None)),
+    case("delete_where", lambda one: one.delete_where(Ids(()))),
     case("clear", lambda one: one.clear()),
     case("flush", lambda one: one.flush()),
     case("compact", lambda one: one.compact()),

@@ -17,6 +17,7 @@ from ragaccel.errors import (
     CollectionNotFoundError,
     ConfigurationError,
     CorruptCollectionError,
+    FilterError,
     InvalidRecordError,
     UnsupportedComponentError,
 )
@@ -233,7 +234,12 @@ class VectorCollection(Forkable):
 
         Returns:
             How many rows were deleted.
+
+        Raises:
+            FilterError: It is none, or cannot be understood.
         """
+        if where is None:
+            raise FilterError("delete_where needs a filter; use clear() to delete every row.")
         return self._remove(lambda db: database.slots_where(db, where))
 
     def clear(self) -> None:
