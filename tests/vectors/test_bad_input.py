@@ -305,6 +305,10 @@ def test_no_filter_deletes_nothing(stored):
         case("fewer than no dimensions", {"dim": -3}, "-3", "at least 1"),
         case("half a dimension", {"dim": 2.5}, "2.5", "dim"),
         case("text as dimension", {"dim": "64"}, "'64'", "dim"),
+        case("no memory", {"memory_mb": 0}, "0", "memory_mb"),
+        case("less than no memory", {"memory_mb": -64}, "-64", "memory_mb"),
+        case("all memory", {"memory_mb": INFINITY}, "inf", "memory_mb"),
+        case("text as memory", {"memory_mb": "64"}, "'64'", "memory_mb"),
     ],
 )
 def test_unfit_options(tmp_path, options, words):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
@@ -146,7 +147,7 @@ class VectorCollection(Forkable):
             CollectionLockedError: Another writer has it open.
             CorruptCollectionError: The stored truth is damaged.
         """
-        _check_options(dim, metric, recall)
+        _check_options(dim, metric, recall, memory_mb)
         asked = spec.resolve(compression)
         folder = None if path is None else Path(path)
         lock = None
@@ -870,7 +871,7 @@ def _size_of(folder: Path) -> int:
     return size
 
 
-def _check_options(dim: int | None, metric: str, recall: float) -> None:
+def _check_options(dim: int | None, metric: str, recall: float, memory_mb: float | None) -> None:
     given: Any = recall
     if not isinstance(given, (int, float)) or not 0 < given <= 1:
         raise ConfigurationError(
@@ -881,6 +882,11 @@ def _check_options(dim: int | None, metric: str, recall: float) -> None:
     size: Any = dim
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ConfigurationError(f"dim must be a whole number of at least 1, got {dim!r}.")
+    limit: Any = memory_mb
+    if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
+        raise ConfigurationError(
+            f"memory_mb must be megabytes above 0, or None for 1/24 of the vectors, got {limit!r}."
+        )
 
 
 def _reopen(path: Path, metric: Metric, compression: Any, recall: float) -> VectorCollection:
