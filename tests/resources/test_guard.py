@@ -261,6 +261,17 @@ def test_a_thread_looks_while_the_guard_is_entered():
     assert part.restored == 2
 
 
+def test_who_leaves_it_ends_it_for_nobody_else():
+    """It looks until the last one who entered it has left."""
+    application = Application(Part(0), interval=0.001)
+    with application.guard:
+        with application.guard:
+            pass
+        application.used = LIMIT
+        wait_until(lambda: application.guard.state == "pressure")
+    assert application.guard.state == "normal"
+
+
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of forks amid threads
 def test_after_a_fork_the_child_hangs_nowhere():
     """It is not guarded, can leave the guard, and can enter it anew."""

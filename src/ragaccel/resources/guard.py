@@ -62,8 +62,8 @@ class MemoryGuard(Forkable):
     the cheapest first: caches, then what is loaded and idle, then the size of batches. It goes on
     at every reading until `resume` is reached. After `settle` seconds below that all is as before.
 
-    While it is entered a thread looks every `interval` seconds; or call `check` yourself. A child
-    of a fork is not guarded until it enters the guard anew.
+    While it is entered, by one or several, a thread looks every `interval` seconds; or call `check`
+    yourself. A child of a fork is not guarded until it enters the guard anew.
 
     Args:
         limit: Bytes, or a share of what the container may use, such as "80%".
@@ -121,6 +121,7 @@ class MemoryGuard(Forkable):
         self._state: State = "normal"
         self._low_since: float | None = None
         self._thread: threading.Thread | None = None
+        self._times_entered = 0
         self._stopping = threading.Event()
         self.follow_forks()
 
@@ -174,18 +175,24 @@ class MemoryGuard(Forkable):
         return self._state
 
     def __enter__(self) -> Self:
-        if self._thread is None:
-            self._stopping = threading.Event()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._stopping,), name="ragaccel-memory", daemon=True
-            )
-            self._thread.start()
+        with self._lock:
+            self._times_entered += 1
+            if self._thread is None:
+                self._stopping = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._stopping,), name="ragaccel-memory", daemon=True
+                )
+                self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        thread, self._thread = self._thread, None
+        with self._lock:
+            self._times_entered = max(0, self._times_entered - 1)
+            if self._times_entered:
+                return
+            thread, stopping, self._thread = self._thread, self._stopping, None
         if thread is not None:
-            self._stopping.set()
+            stopping.set()
             thread.join()
         if self._state != "normal":
             self._state, self._low_since = "normal", None
@@ -195,6 +202,7 @@ class MemoryGuard(Forkable):
         """Have no thread, and nothing relieved: what is watched begins anew by itself."""
         self._lock, self._checking = threading.Lock(), threading.Lock()
         self._state, self._low_since, self._thread = "normal", None, None
+        self._times_entered = 0
 
     def _run(self, stopping: threading.Event) -> None:
         self.check()
