@@ -153,6 +153,28 @@ def test_more_rows_asked_than_there_are():
         assert sorted(places(collection.search(rows[0], k=2000)[0])) == list(range(1500))
 
 
+@pytest.mark.parametrize("metric", ["cosine", "ip"])
+@pytest.mark.parametrize("where", [None, Field("even", "eq", True)], ids=["all", "filtered"])
+def test_a_query_of_zeros_finds_rows(metric, where):
+    """As many as of any query, though no code is nearer to it than another one."""
+    rows = clustered(4_000, seed=1)
+    with VectorCollection.open(metric=metric, compression="pq") as collection:
+        even = [{"even": at % 2 == 0} for at in range(len(rows))]
+        collection.upsert(names(len(rows)), rows, metadata=even)
+        one, zeros = collection.search([rows[0], np.zeros(64)], k=10, where=where)
+        assert len(one) == len(zeros) == 10
+        assert zeros == collection.search(np.zeros(64), k=10, where=where, exact=True)[0]
+
+
+def test_a_graph_gives_rows_that_no_way_leads_to():
+    """All rows come back, where so many are asked for."""
+    lengths = np.geomspace(1, 1e3, 3_000, dtype=np.float32)[:, None]
+    spec = CompressionSpec("int8", structure="hnsw")
+    with filled(clustered(3_000, seed=1) * lengths, "ip", compression=spec) as collection:
+        (found,) = collection.search(clustered(1, seed=2), k=3_000)
+        assert sorted(places(found)) == list(range(3_000))
+
+
 @pytest.mark.parametrize("compression", ["float32", "pq"])
 def test_several_queries_in_one_call(compression):
     """Queries asked together are answered as if they were asked one by one."""

@@ -330,7 +330,13 @@ class Index:
         few = allowed is not None and len(allowed) <= max(_EXACT_ROWS, self.candidates(k))
         if exact or few or self._segment is None:
             return self._exact(prepared, k, allowed)
-        return self._compressed(self._segment, prepared, k, allowed)
+        found = self._compressed(self._segment, prepared, k, allowed)
+        wanted = min(k, self.live_count if allowed is None else len(allowed))
+        for at, (_, slots) in enumerate(found):
+            # To a query of zeros all codes are alike, and a graph may have no way to a row.
+            if len(slots) < wanted:
+                (found[at],) = self._exact(prepared[at : at + 1], k, allowed)
+        return found
 
     def best_among(
         self, queries: NDArray[np.float32], k: int, slots: NDArray[np.int64]
