@@ -119,6 +119,15 @@ def test_texts_are_cut_and_stay_json(told):
         assert "launch" not in str(one)
 
 
+def test_half_a_character_loses_no_spans(told, tmp_path):
+    """A question that no exporter can encode is told without it, and all spans are written."""
+    capture(100, openinference=False)
+    with telemetry.export_trace(tmp_path / "trace.jsonl"):
+        accelerate(Llama()).retrieve("an emoji cut in two: \ud83d")
+    assert told.of["retrieve"]["gen_ai.retrieval.query.text"] == "an emoji cut in two: ?"
+    assert "an emoji cut in two" in (tmp_path / "trace.jsonl").read_text(encoding="utf-8")
+
+
 def test_embeddings_tell_their_texts_only(told):
     """Vectors are no content."""
     capture(100, openinference=True)

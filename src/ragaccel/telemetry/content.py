@@ -62,7 +62,8 @@ def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "\n".join(_text(one) for one in value)[:_limit]
     if isinstance(value, str):
-        return value[:_limit]
+        # Half a character cannot be exported, and takes all spans of a batch with it.
+        return value[:_limit].encode(errors="replace").decode()
     if isinstance(value, Mapping):
         return _text(next((value[name] for name in _TEXTS if name in value), ""))
     found = (getattr(value, name, None) for name in ("node", *_TEXTS))
