@@ -36,8 +36,9 @@ _DECIDING: Final = (str, bool, Enum, type, FunctionType, MethodType, partial)
 _SCALARS: Final = frozenset((str, int, float, bool, type(None)))
 #: A key that opens nothing, such as a `date_key`, names what is looked at, and decides.
 _SECRET: Final = re.compile(
-    r"^key$|(^|_)((access|account|api|client|license|master|private|secret|service|signing"
-    r"|subscription)_?key|secret|password|token|credentials?|auth\w*|cookies?)$",
+    r"^key$|(^|_)((access|account|admin|api|client|encryption|function|license|master|private"
+    r"|secret|service|shared|signing|subscription)_?key|secret|password|token|credentials?|auth\w*"
+    r"|cookies?)$",
     re.IGNORECASE,
 )
 
