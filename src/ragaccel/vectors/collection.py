@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -36,7 +35,7 @@ from ragaccel.vectors.search import Search, check_k, check_score
 from ragaccel.vectors.slab import SLAB
 from ragaccel.vectors.store import Store, settings
 from ragaccel.vectors.upkeep import Upkeep
-from ragaccel.vectors.watch import SearchTrace, shortcut, spare, watched
+from ragaccel.vectors.watch import shortcut, spare, tell
 
 if TYPE_CHECKING:
     import os
@@ -48,9 +47,7 @@ if TYPE_CHECKING:
 
     from ragaccel.knobs import Knob
     from ragaccel.vectors.choice import Choice
-    from ragaccel.vectors.database import Position
     from ragaccel.vectors.filters import Filter
-    from ragaccel.vectors.metric import Found
     from ragaccel.vectors.rowset import RowSet
     from ragaccel.vectors.search import Answers
     from ragaccel.vectors.spec import Compression, CompressionSpec, Metric, Structure
@@ -147,7 +144,7 @@ class VectorCollection(Forkable):
             CollectionLockedError: Another writer has it open.
             CorruptCollectionError: The stored truth is damaged.
         """
-        _check_options(dim, metric, recall, memory_mb)
+        spec.check_options(dim, metric, recall, memory_mb)
         asked = spec.resolve(compression)
         folder = None if path is None else Path(path)
         lock = None
@@ -469,11 +466,12 @@ class VectorCollection(Forkable):
 
     def _tell_all(self, span: telemetry.Stage, search: Search, answers: Answers) -> None:
         """Tell the caller's watcher, and the stage, what was found."""
-        self._tell(search, answers.found, answers.position, answers.floor)
+        tell(self.id, search, answers.found, answers.position, answers.floor)
         if self._hears_answers is not None and not search.exact:
             self._hears_answers(functools.partial(self._recall_of, search, answers))
-        if span is not telemetry.OFF:
-            span.set(self._told(search, answers))
+        index = self._store.index
+        if span is not telemetry.OFF and index is not None:
+            span.set(answers.told(search, index))
 
     def hear_answers(self, hear: Callable[[Callable[[], float | None]], object] | None) -> None:
         """Let someone hear of each answer that is not exact, for a measure of live recall.
@@ -486,34 +484,7 @@ class VectorCollection(Forkable):
         self._hears_answers = hear
 
     def _recall_of(self, search: Search, answers: Answers) -> float | None:
-        right = self._make(search._replace(exact=True))
-        wanted = [set(slots) for _, slots in right.found]
-        if right.position != answers.position or not any(wanted):
-            return None
-        found = sum(
-            len(one.intersection(slots))
-            for one, (_, slots) in zip(wanted, answers.found, strict=True)
-        )
-        return found / sum(map(len, wanted))
-
-    def _told(self, search: Search, answers: Answers) -> dict[str, str | int | float]:
-        """Return what the stage of a search tells; what is as usual is left out."""
-        index = self._store.index
-        if index is None:
-            return {}
-        rows = index.live_count
-        told: dict[str, str | int | float] = {
-            attributes.CODEC: index.spec.codec,
-            attributes.ROWS: rows,
-            attributes.CANDIDATES: rows if search.exact else index.candidates(search.reach),
-        }
-        if answers.floor is not None:
-            return told | {attributes.CANDIDATES: answers.searched}
-        if answers.searched < rows:
-            told[attributes.SELECTIVITY] = answers.searched / rows
-        if len(search.queries) > 1:
-            told[attributes.QUERIES] = len(search.queries)
-        return told
+        return answers.recall(self._make(search._replace(exact=True)))
 
     def _make(self, search: Search) -> Answers:
         return self._settled(lambda: self._look(search))
@@ -572,7 +543,7 @@ class VectorCollection(Forkable):
                     for slot, one in database.documents(db, slots).items()
                 }
             nothing = np.zeros((1, self.dim or 0), np.float32)
-            self._tell(Search(nothing, 0, where), [([], slots)], store.position)
+            tell(self.id, Search(nothing, 0, where), [([], slots)], store.position)
         if order is None:
             return [found[slot] for slot in slots if slot in found]
         by_id = {record.id: record for record in found.values()}
@@ -827,28 +798,6 @@ class VectorCollection(Forkable):
                 self._store.follow()
                 self._upkeep.keep_up()
 
-    def _tell(
-        self,
-        search: Search,
-        found: Sequence[Found],
-        position: Position,
-        known_floor: float | None = None,
-    ) -> None:
-        """Tell a watcher what was found, so that it can see when that is no longer right."""
-        traces = watched()
-        if traces is None:
-            return
-        for query, (scores, slots) in zip(search.queries, found, strict=True):
-            is_full = scores and len(slots) == search.reach
-            floor = scores[-1] if is_full else search.min_score
-            floor = floor if known_floor is None else known_floor
-            traces.append(
-                SearchTrace(
-                    self.id, *position, query.copy(), floor, tuple(slots), tuple(scores),
-                    search.k, search.spare, search.where,
-                )
-            )  # fmt: skip
-
     def _readable(self) -> Store:
         if self._closed:
             raise CollectionClosedError("the collection is closed; open it again.")
@@ -869,24 +818,6 @@ def _size_of(folder: Path) -> int:
             found = file.stat()
             size += min(found.st_size, found.st_blocks * _BLOCK_BYTES)
     return size
-
-
-def _check_options(dim: int | None, metric: str, recall: float, memory_mb: float | None) -> None:
-    given: Any = recall
-    if not isinstance(given, (int, float)) or not 0 < given <= 1:
-        raise ConfigurationError(
-            f"recall must be within (0, 1], got {recall!r}; write recall=0.99."
-        )
-    if metric not in get_args(spec.Metric):
-        raise ConfigurationError(f"metric must be cosine, ip or l2, got {metric!r}.")
-    size: Any = dim
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise ConfigurationError(f"dim must be a whole number of at least 1, got {dim!r}.")
-    limit: Any = memory_mb
-    if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
-        raise ConfigurationError(
-            f"memory_mb must be megabytes above 0, or None for 1/24 of the vectors, got {limit!r}."
-        )
 
 
 def _reopen(path: Path, metric: Metric, compression: Any, recall: float) -> VectorCollection:

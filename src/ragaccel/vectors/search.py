@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from ragaccel.errors import ConfigurationError
+from ragaccel.telemetry import attributes
 from ragaccel.vectors import database
 from ragaccel.vectors.records import Hit
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ragaccel.vectors.database import Position
     from ragaccel.vectors.filters import Filter
+    from ragaccel.vectors.index import Index
     from ragaccel.vectors.metric import Found
     from ragaccel.vectors.records import Document
     from ragaccel.vectors.rowset import RowSet
@@ -113,6 +115,32 @@ class Answers(NamedTuple):
             ]
             for scores, slots in self.found
         ]
+
+    def told(self, search: Search, index: Index) -> dict[str, str | int | float]:
+        """Return what the stage of a search tells of them; what is as usual is left out."""
+        rows = index.live_count
+        told: dict[str, str | int | float] = {
+            attributes.CODEC: index.spec.codec,
+            attributes.ROWS: rows,
+            attributes.CANDIDATES: rows if search.exact else index.candidates(search.reach),
+        }
+        if self.floor is not None:
+            return told | {attributes.CANDIDATES: self.searched}
+        if self.searched < rows:
+            told[attributes.SELECTIVITY] = self.searched / rows
+        if len(search.queries) > 1:
+            told[attributes.QUERIES] = len(search.queries)
+        return told
+
+    def recall(self, right: Answers) -> float | None:
+        """Return the share of the right answers that are here; None where rows changed between."""
+        wanted = [set(slots) for _, slots in right.found]
+        if right.position != self.position or not any(wanted):
+            return None
+        found = sum(
+            len(one.intersection(slots)) for one, (_, slots) in zip(wanted, self.found, strict=True)
+        )
+        return found / sum(map(len, wanted))
 
 
 def check_k(k: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -92,3 +93,26 @@ def resolve(compression: Compression | CompressionSpec) -> CompressionSpec | Non
 IN_STRUCTURES: Final[dict[Structure, Codec]] = {"hnsw": "int8"}
 #: What "auto" compresses with once there are `COMPRESS_FROM_ROWS` rows.
 AUTO: Final = CompressionSpec("pq")
+
+
+def check_options(dim: int | None, metric: str, recall: float, memory_mb: float | None) -> None:
+    """Refuse what no collection can be opened with.
+
+    Raises:
+        ConfigurationError: One is out of its range.
+    """
+    given: Any = recall
+    if not isinstance(given, (int, float)) or not 0 < given <= 1:
+        raise ConfigurationError(
+            f"recall must be within (0, 1], got {recall!r}; write recall=0.99."
+        )
+    if metric not in get_args(Metric):
+        raise ConfigurationError(f"metric must be cosine, ip or l2, got {metric!r}.")
+    size: Any = dim
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ConfigurationError(f"dim must be a whole number of at least 1, got {dim!r}.")
+    limit: Any = memory_mb
+    if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
+        raise ConfigurationError(
+            f"memory_mb must be megabytes above 0, or None for 1/24 of the vectors, got {limit!r}."
+        )

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from ragaccel import telemetry
     from ragaccel.vectors.collection import VectorCollection
+    from ragaccel.vectors.database import Position
     from ragaccel.vectors.filters import Filter
+    from ragaccel.vectors.metric import Found
     from ragaccel.vectors.search import Answers, Search
 
 
@@ -102,8 +104,38 @@ class watch:  # noqa: N801 - a context manager, as those of contextlib
 
 
 def watched() -> list[SearchTrace] | None:
-    """Return the list that searches are to be told to, or None."""
+    """Return the list that searches are told to, or None."""
     return _traces.get()
+
+
+def tell(
+    collection: str,
+    search: Search,
+    found: Sequence[Found],
+    position: Position,
+    floor: float | None = None,
+) -> None:
+    """Tell the watcher, if there is one, what was found.
+
+    Args:
+        collection: The collection's own id.
+        search: What was asked.
+        found: Scores and slots of each query, the spare ones included.
+        position: Of the change log, when it was found.
+        floor: See `SearchTrace`; that of the last row by default.
+    """
+    traces = _traces.get()
+    if traces is None:
+        return
+    for query, (scores, slots) in zip(search.queries, found, strict=True):
+        is_full = scores and len(slots) == search.reach
+        least = scores[-1] if is_full else search.min_score
+        traces.append(
+            SearchTrace(
+                collection, *position, query.copy(), least if floor is None else floor,
+                tuple(slots), tuple(scores), search.k, search.spare, search.where,
+            )
+        )  # fmt: skip
 
 
 def spare() -> int:
