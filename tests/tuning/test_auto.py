@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ragaccel import (
     AutoTuner,
@@ -348,3 +350,22 @@ def test_too_few_queries_and_no_knobs_are_refused():
     twice = [knob_of(Planted()), knob_of(Planted())]
     with pytest.raises(ConfigurationError, match="the same name"):
         AutoTuner([Planted()], knobs=twice, progress=False).run(QUERIES)
+
+
+def test_a_report_shows_values_as_they_are():
+    """Such as prompts with brackets, which are not read as rich's markup."""
+    prompts = {"[/INST] [red]answer:": 1, "[bold]A:": 4}
+    chosen = ["[bold]A:"]
+    work = Planted()
+
+    def ask(query):
+        work.value = prompts[chosen[0]]
+        return work(query)
+
+    knob = Knob("prompt", list(prompts), lambda: chosen[0], lambda new: chosen.__setitem__(0, new))
+    goals = [Goal.minimize("latency_p50")]
+    report = AutoTuner([], goals=goals, knobs=[knob], ask=ask).run([str(at) for at in range(60)])
+    screen = Console(file=io.StringIO(), width=200)
+    screen.print(report)
+    for prompt in prompts:
+        assert prompt in screen.file.getvalue()

@@ -288,7 +288,7 @@ class AutoTuner:
         budget = self._budget or _BUDGET_EACH * queries
         with Progress(
             TextColumn("tuning"), BarColumn(), TextColumn("{task.completed:,} queries"),
-            TextColumn("{task.fields[best]}"), TimeElapsedColumn(),
+            TextColumn("{task.fields[best]}", markup=False), TimeElapsedColumn(),
             disable=not self._shows, transient=True,
         ) as progress:  # fmt: skip
             task = progress.add_task("tuning", total=budget, best="")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ragaccel.tuning import html
 
@@ -135,10 +137,10 @@ class TuningReport:
 
     def __rich__(self) -> RenderableType:
         headings, *rows = self.cells(10)
-        table = Table(*headings)
+        table = Table(*map(escape, headings))
         for row in rows:
-            table.add_row(*row)
-        return Group(*self.summary(), table)
+            table.add_row(*map(Text, row))
+        return Group(*map(Text, self.summary()), table)
 
     def _dominates(self, one: Row, other: Row) -> bool:
         pairs = [
