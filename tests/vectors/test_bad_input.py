@@ -138,6 +138,13 @@ def test_unfit_queries(stored, query):
     refuses(stored, lambda one: one.search(query), InvalidVectorError, [])
 
 
+@pytest.mark.parametrize("count", [0, 2])
+async def test_one_query_where_one_is_taken(stored, count):
+    """What answers one query does not pass over others."""
+    with pytest.raises(InvalidVectorError, match=f"one query vector, got {count}"):
+        await stored.asearch(np.zeros((count, stored.dim)))
+
+
 def test_a_dimension_asked_for_later_is_kept(tmp_path):
     """A collection that was made without a dimension takes the one that it is reopened with."""
     VectorCollection.open(tmp_path).close()

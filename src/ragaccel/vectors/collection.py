@@ -19,6 +19,7 @@ from ragaccel.errors import (
     CorruptCollectionError,
     FilterError,
     InvalidRecordError,
+    InvalidVectorError,
     UnsupportedComponentError,
 )
 from ragaccel.resources import Forkable, Living
@@ -453,8 +454,14 @@ class VectorCollection(Forkable):
     async def asearch(
         self, query: ArrayLike, k: int = 10, *, where: Filter | None = None
     ) -> list[Hit]:
-        """Find the nearest rows of one query without blocking the event loop; see `search`."""
+        """Find the nearest rows of one query without blocking the event loop; see `search`.
+
+        Raises:
+            InvalidVectorError: There are several queries, or none, or see `search`.
+        """
         asked = check_vectors(query, self.dim)
+        if len(asked) != 1:
+            raise InvalidVectorError(f"asearch takes one query vector, got {len(asked)}.")
         search = Search(asked, check_k(k), where, exact=self._is_exact, spare=spare())
         if shortcut() is not None or not scans.is_scan(search, self._store.index):
             found = await asyncio.to_thread(self._answer, search)
