@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,24 @@ def test_better_settings_are_applied():
     assert report.gain.low > 0
     assert heard == [report]
     assert report.to_toml() == '[settings]\n"work" = 1\n'
+
+
+@pytest.mark.parametrize(("share", "monotone"), [(1, False), (1, True), (4, False)])
+def test_settings_that_fail_are_not_taken_for_fast_ones(share, monotone):
+    """All queries or every fourth fail with the least value; the next one is what is best."""
+
+    class Failing(Planted):
+        def __call__(self, query):
+            found = super().__call__(query)
+            if not self.value and int(query.split()[1]) % share == 0:
+                raise ConnectionError("down")
+            return found
+
+    pipeline = Failing(8)
+    knob = replace(knob_of(pipeline, (0, 2, 8)), monotone=monotone)
+    goals = [Goal.minimize("latency_p50")]
+    AutoTuner([pipeline], goals, knobs=[knob], progress=False).run(QUERIES)
+    assert pipeline.value == 2
 
 
 def test_what_is_best_stays():

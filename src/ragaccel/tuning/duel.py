@@ -49,6 +49,9 @@ class Duel:
             if one.setting == self._incumbent:
                 return None
             challenger, incumbent, self.gain = self._rounds(one.setting, queries)
+            if challenger.fails_more_than(incumbent):
+                self.reason = "the best settings fail on held-out queries; what was stays."
+                continue
             if not challenger.keeps(self._bounds, certain.LIKELY):
                 self.reason = "the best settings miss a goal on held-out queries; what was stays."
                 continue

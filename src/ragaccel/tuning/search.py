@@ -20,13 +20,13 @@ import numpy as np
 
 from ragaccel.tuning import certain
 from ragaccel.tuning.certain import LIKELY, SURE, Interval
+from ragaccel.tuning.goals import Goal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from ragaccel.tuning.goals import Goal
     from ragaccel.tuning.study import Samples, Setting, Space, Study
 
 #: The most of what is left of the budget that a rung may take.
@@ -41,6 +41,7 @@ _PARTS: Final = 4
 _MOST_LISTED: Final = 20_000
 _TOO_SLOW: Final = 1.5
 _CLOSE: Final = 0.03
+_FAILED: Final = "error_rate"
 #: How much slower a setting may look, and still be a finalist.
 _NOISE: Final = 0.5
 
@@ -117,6 +118,13 @@ class Measured:
     def keeps(self, bounds: Iterable[Goal], z: float = 0.0) -> bool:
         """Tell whether all bounds are kept, so surely."""
         return all(self.excess(goal, z) <= 0 for goal in bounds)
+
+    def fails_more_than(self, other: Measured) -> bool:
+        """Tell whether its queries surely fail more often than those of another setting."""
+        if _FAILED not in self.samples or _FAILED not in other.samples:
+            return False
+        rate = float(other.samples[_FAILED].mean())
+        return self.excess(Goal.at_most(_FAILED, rate), -LIKELY) > 0
 
 
 @dataclass(frozen=True)
@@ -247,8 +255,13 @@ class Search:
         return self._best.sign * one.value(self._best)
 
     def _may_do(self, one: Measured) -> bool:
-        """Tell whether a setting may still keep all bounds."""
-        return one.keeps(self._bounds, -LIKELY)
+        """Tell whether a setting may still keep all bounds, and answers as often as what was."""
+        return one.keeps(self._bounds, -LIKELY) and not self._fails(one)
+
+    def _fails(self, one: Measured) -> bool:
+        """Tell whether a setting fails where what was answers: a failure takes no time."""
+        was = None if self._incumbent is None else self._known.get(self._incumbent)
+        return was is not None and one.fails_more_than(was)
 
     # -- the first rung ----------------------------------------------------------------------------
 
@@ -275,14 +288,18 @@ class Search:
         if all(b <= a for a, b in pairs) and not self._may_do(one):
             missed = [goal for goal in self._bounds if one.excess(goal, -LIKELY) > 0]
             return any(goal.kind == "at_least" for goal in missed)
-        if all(b >= a for a, b in pairs):
+        if all(b >= a for a, b in pairs) and not self._fails(one):
             best = min((self._loss(done) for done in self._likely()), default=np.inf)
             too_slow = self._loss(one) > best + (_TOO_SLOW - 1) * abs(best)
             return too_slow or one.keeps(self._bounds, LIKELY)
         return False
 
     def _likely(self) -> list[Measured]:
-        return [one for one in self._known.values() if one.queries and one.keeps(self._bounds)]
+        return [
+            one
+            for one in self._known.values()
+            if one.queries and one.keeps(self._bounds) and not self._fails(one)
+        ]
 
     def _try_proposed(self, upto: int) -> None:
         """Try what Optuna proposes, as long as half of the budget lasts."""
