@@ -197,6 +197,9 @@ def test_a_file_that_cannot_be_a_study_is_refused(tmp_path):
     (tmp_path / "study.db").write_text("no database")
     with pytest.raises(ConfigurationError, match=r"cannot be stored in .*study\.db"):
         Study(SPACE, storage=tmp_path / "study.db")
+    (tmp_path / "study.log").write_text('{"half a li\nno journal\n')
+    with pytest.raises(ConfigurationError, match=r"study\.log' cannot be read.*move the file"):
+        Study(SPACE, storage=tmp_path / "study.log")
 
 
 @settings(max_examples=60, deadline=None)

@@ -86,6 +86,11 @@ class Study:
                 load_if_exists=True,
                 sampler=optuna.samplers.TPESampler(seed=seed),
             )
+        except ValueError as error:  # a journal's lines are JSON
+            raise ConfigurationError(
+                f"the study in {str(storage)!r} cannot be read: {error}; move the file away to "
+                "begin anew."
+            ) from error
         finally:
             optuna.logging.set_verbosity(was)
         self._distributions: dict[str, BaseDistribution] = {
