@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragaccel import Goal, Knob
+from ragaccel import AutoTuner, Goal, Knob
 from ragaccel.errors import ConfigurationError
 from ragaccel.observe.targets import read_targets
 from ragaccel.tuning import read_goals
@@ -35,6 +35,13 @@ def test_a_goal_of_bench_alone_is_refused(tmp_path):
     file.write_text('[stages.embed]\np95 = "20ms"\n')
     with pytest.raises(ConfigurationError, match=r"stages\.embed\.p95"):
         read_goals(file)
+
+
+@pytest.mark.parametrize("given", [Goal.minimize("latency_p95"), "latency_p95", ["latency_p95"]])
+def test_goals_are_a_list_of_goals(given):
+    """One that is not in a list, or a name, is answered with what to write."""
+    with pytest.raises(ConfigurationError, match=r"goals are a list such as \[Goal\.minimize"):
+        AutoTuner([], given)
 
 
 def test_only_one_goal_can_be_best():

@@ -99,7 +99,7 @@ class AutoTuner:
     ) -> None:
         several = isinstance(components, (list, tuple))
         self._components = list(components) if several else [components]
-        self._best, self._bounds = checked(list(goals))
+        self._best, self._bounds = checked(goals)
         self._own_knobs, self._metrics = list(knobs), dict(metrics or {})
         self._k, self._budget = k, budget
         self._at_a_time = _counts(concurrency)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ragaccel.observe import targets
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -159,12 +159,17 @@ def read_goals(path: str | os.PathLike[str]) -> list[Goal]:
     return goals
 
 
-def checked(goals: Sequence[Goal]) -> tuple[Goal, list[Goal]]:
+def checked(given: Iterable[Goal] | Goal) -> tuple[Goal, list[Goal]]:
     """Return what is to be best, and what must be kept.
 
     Raises:
-        ConfigurationError: Two goals are to be best; only one can be.
+        ConfigurationError: Two goals are to be best; only one can be. Or they are no goals.
     """
+    goals: list[Any] = [] if isinstance(given, Goal) else list(given)
+    if isinstance(given, Goal) or not all(isinstance(one, Goal) for one in goals):
+        raise ConfigurationError(
+            f'goals are a list such as [Goal.minimize("latency_p95")], got {given!r}.'
+        )
     best = [one for one in goals if not one.is_bound]
     if len(best) > 1:
         raise ConfigurationError(
