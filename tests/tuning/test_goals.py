@@ -44,6 +44,14 @@ def test_goals_are_a_list_of_goals(given):
         AutoTuner([], given)
 
 
+@pytest.mark.parametrize("metric", ["recall@10", "error_rate", "hit_rate"])
+def test_percent_is_no_share(metric):
+    """An error rate of at most 5 would never be missed, and a recall of 98 never be reached."""
+    with pytest.raises(ConfigurationError, match=r"between 0 and 1, such as 0\.98, got 5"):
+        Goal.at_most(metric, 5)
+    assert Goal.at_most(metric, 1).bound == 1
+
+
 def test_only_one_goal_can_be_best():
     """Two things to minimize would need weights, and there are none."""
     with pytest.raises(ConfigurationError, match="only one goal"):

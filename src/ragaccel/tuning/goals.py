@@ -83,6 +83,10 @@ class Goal:
             raise ConfigurationError(
                 f"the bound of {self.metric!r} must be a number, got {self.bound!r}."
             )
+        if self.is_share and not 0 <= (self.bound or 0.0) <= 1:
+            raise ConfigurationError(
+                f"{self.metric!r} is a share between 0 and 1, such as 0.98, got {self.bound!r}."
+            )
         if not self.metric:
             raise ConfigurationError('a goal needs a metric, such as "latency_p95".')
 
