@@ -62,7 +62,7 @@ class Position(NamedTuple):
 
 
 _COLUMNS = "slot, id, text, metadata, document_id, payload"
-_ID_ALONE = "slot, id, NULL, '{}', NULL, NULL"
+_WITHOUT_MORE: Final = (None, "{}", None, None)  # what a row has in `Document` after its id
 _BUSY_SECONDS = 10.0
 _AT_A_TIME: Final = 500
 _MEMORY = ":memory:"
@@ -416,15 +416,18 @@ def documents(
         slots: Of the rows.
         whole: Whether to read more than their ids.
     """
-    columns = _COLUMNS if whole else _ID_ALONE
+    columns, rest = (_COLUMNS, ()) if whole else ("slot, id", _WITHOUT_MORE)
     found: dict[int, Document] = {}
     for start in range(0, len(slots), _AT_A_TIME):
         part = slots[start : start + _AT_A_TIME]
-        found.update({row[0]: row for row in db.execute(_select(columns, len(part)), part)})
+        rows = db.execute(_select(columns, len(part)), part)
+        found.update({row[0]: (*row, *rest) for row in rows})
     return found
 
 
 @functools.cache
 def _select(columns: str, count: int, table: str = "doc") -> str:
-    marks = ",".join("?" * count)
-    return f"SELECT {columns} FROM {table} WHERE slot IN ({marks})"
+    """Return a join with the wanted slots: SQLite makes no sorted table of them, as for IN."""
+    marks = ",".join(["(?)"] * count)
+    wanted = f"WITH wanted (slot) AS (VALUES {marks})"
+    return f"{wanted} SELECT {columns} FROM wanted CROSS JOIN {table} USING (slot)"

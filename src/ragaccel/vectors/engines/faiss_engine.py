@@ -93,17 +93,15 @@ class FaissCodes:
 
     A flat structure is one list: an exhaustive scan that, unlike faiss's flat indexes of the same
     codecs, takes selectors and keeps our own row numbers.
+
+    Attributes:
+        rows: How many were added.
     """
 
     def __init__(self, spec: CompressionSpec, dim: int, index: Any) -> None:
         self._index, self._dim = index, dim
         self._rotation = _rotation(dim) if spec.codec.startswith("rabitq") else None
-        self._parameters = _parameters(1)
-
-    @property
-    def rows(self) -> int:
-        """How many were added."""
-        return int(self._index.ntotal)
+        self.rows = int(index.ntotal)
 
     @property
     def bytes_used(self) -> int:
@@ -131,6 +129,7 @@ class FaissCodes:
     def add(self, slots: NDArray[np.int64], prepared: NDArray[np.float32]) -> None:
         """Encode prepared rows (n, dim) under their slots (n,)."""
         self._index.add_with_ids(self.transformed(prepared), slots)
+        self.rows += len(slots)
 
     def search(
         self,
@@ -195,6 +194,7 @@ class GraphCodes(FaissCodes):
     def add(self, slots: NDArray[np.int64], prepared: NDArray[np.float32]) -> None:
         """Encode prepared rows (n, dim) under their slots (n,)."""
         self._index.add(self.transformed(prepared))
+        self.rows += len(slots)
         self._slots = np.concatenate((self._slots, slots))
 
     def search(
