@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 K: Final = 10
 #: Queries that an effort is set with.
 QUERIES: Final = 256
-_OVERSAMPLE: Final = (4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256)
+_OVERSAMPLE: Final = (
+    4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 48, 64, 96, 128, 192, 256,
+)  # fmt: skip
 #: Oversampling past which stand-ins tell little of what questions need.
 _ENOUGH: Final = 48
 _ROW_ITEM_BYTES: Final = 4

@@ -39,7 +39,7 @@ CREATE TABLE doc (
   document_id TEXT,
   payload BLOB
 );
-CREATE INDEX doc_document ON doc (document_id);
+CREATE INDEX doc_document ON doc (document_id) WHERE document_id IS NOT NULL;
 CREATE TABLE fresh (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 CREATE TABLE change (seq INTEGER PRIMARY KEY, slot INTEGER NOT NULL, live INTEGER,
   mark INTEGER NOT NULL);

@@ -117,9 +117,7 @@ class Index:
             self._buffer.add(slots, metrics.prepare(vectors, self._scored))
 
     def forget(self, slots: NDArray[np.int64]) -> None:
-        """Drop rows: from the buffer at once, from the segment by a tombstone."""
-        slots = slots[slots < len(self._live)]
-        slots = slots[self._live[slots]]
+        """Drop rows that live: from the buffer at once, from the segment by a tombstone."""
         if not len(slots):
             return
         self._live[slots] = False
@@ -131,6 +129,11 @@ class Index:
             slots = recent
         if len(slots):
             self._buffer.remove(slots)
+
+    def living(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of some slots whose rows live."""
+        known = slots[slots < len(self._live)]
+        return known[self._live[known]]
 
     def raw(
         self,
@@ -349,8 +352,7 @@ class Index:
             slots: Of the rows, ascending; those that are gone are passed over.
         """
         prepared = metrics.prepare_queries(queries, self._metric)
-        slots = slots[: np.searchsorted(slots, len(self._live))]
-        slots = slots[self._live[slots]]
+        slots = self.living(slots)
         late = slots[np.searchsorted(slots, self.slab.end) :]
         best: list[Found] = [([], []) for _ in queries]
         if len(late):

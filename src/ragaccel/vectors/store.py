@@ -293,7 +293,7 @@ class Store:
         if isinstance(self.index.slab, FileSlab):
             self.index.slab.extend(meta.get("slab_end", 0))
         added, gone = _net(rows)
-        self.index.forget(gone)
+        self.index.forget(self.index.living(gone))
         stored = added[added < self.index.slab.end]
         self.index.add(stored, self.index.slab.read(stored))
         new = np.isin(late_slots, added) & (late_slots >= self.index.slab.end)
