@@ -52,12 +52,10 @@ class Buffer:
     def remove(self, slots: NDArray[np.int64]) -> None:
         """Drop the rows of slots; the last ones take their places."""
         gone = self.slots == slots[0] if len(slots) == 1 else np.isin(self.slots, slots)
-        kept = self._count - int(gone.sum())
-        holes = np.flatnonzero(gone[:kept])
-        last = kept + np.flatnonzero(~gone[kept:])
-        self._slots[holes] = self._slots[last]
-        self._rows[holes] = self._rows[last]
-        self._count = kept
+        for hole in np.flatnonzero(gone)[::-1].tolist():
+            self._count -= 1
+            self._slots[hole] = self._slots[self._count]
+            self._rows[hole] = self._rows[self._count]
 
     def take(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return all rows, by ascending slots, and empty the buffer."""

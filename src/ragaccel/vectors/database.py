@@ -280,12 +280,16 @@ def ids_after(db: sqlite3.Connection, slot: int, limit: int) -> list[tuple[int, 
 
 
 def fresh(db: sqlite3.Connection, dim: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return slots and vectors that are not in the slab yet.
+    """Return slots and vectors of rows that are not in the slab yet.
+
+    Vectors of deleted rows stay in the table until all of it is moved: taking out one of them would
+    write half a dozen pages.
 
     Raises:
         CorruptCollectionError: A vector is not as long as it should be.
     """
-    rows = db.execute("SELECT slot, vector FROM fresh ORDER BY slot").fetchall()
+    stored = "SELECT slot, vector FROM fresh JOIN doc USING (slot) ORDER BY slot"
+    rows = db.execute(stored).fetchall()
     slots = np.array([slot for slot, _ in rows], dtype=np.int64)
     if any(len(vector) != 4 * dim for _, vector in rows):
         raise CorruptCollectionError(
@@ -390,10 +394,9 @@ def saved_live(db: sqlite3.Connection) -> tuple[int, NDArray[np.bool_]] | None:
 
 
 def remove(db: sqlite3.Connection, slots: Iterable[int]) -> None:
-    """Delete documents."""
+    """Delete documents; see `fresh` for their vectors."""
     keys = [(slot,) for slot in slots]
     db.executemany("DELETE FROM doc WHERE slot = ?", keys)
-    db.executemany("DELETE FROM fresh WHERE slot = ?", keys)
     fields.remove(db, [slot for (slot,) in keys])
     _append(db, [slot for (slot,) in keys], live=False)
 

@@ -86,7 +86,7 @@ def _is_settled(folder: Path, before: _State, given_back: int) -> bool:
 def _described(db: sqlite3.Connection, folder: Path) -> dict[str, Any]:
     meta = database.meta(db)
     (rows,) = db.execute("SELECT count(*) FROM doc").fetchone()
-    (recent,) = db.execute("SELECT count(*) FROM fresh").fetchone()
+    (recent,) = db.execute("SELECT count(*) FROM fresh JOIN doc USING (slot)").fetchone()
     oldest, entries = db.execute("SELECT min(seq), count(*) FROM change").fetchone()
     stored = meta.get("slab_end", 0)
     return {

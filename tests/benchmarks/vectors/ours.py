@@ -23,8 +23,8 @@ SETTINGS = (
     "auto@0.9", "auto@0.95", "auto@0.99", "auto@0.995", "auto@0.999",
     "pq@0.9", "pq@0.95", "pq@0.99", "pq@0.995", "pq@0.999", "pq2@0.99", "pq2@0.999", "pq6@0.995",
     "rabitq1@0.99", "rabitq4@0.99", "int8@0.99", "pq/ivf@0.95", "pq/ivf@0.99", "int8/hnsw@0.99",
-    "pq/ivf@0.95+real", "pq/ivf@0.97+real", "pq@0.95+real", "pq@0.99+real", "pq@0.995+real",
-    "pq2@0.995+real",
+    "pq/ivf@0.95+real", "pq/ivf@0.97+real", "pq@0.95+real", "pq@0.99+real", "pq@0.993+real",
+    "pq@0.995+real", "pq2@0.995+real",
 )  # fmt: skip
 MILLION = (
     "pq@0.97", "pq@0.99", "pq/ivf@0.97", "pq@0.99+real", "pq/ivf@0.97+real", "pq/ivf@0.99+real",
