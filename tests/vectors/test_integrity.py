@@ -134,7 +134,7 @@ def test_a_damaged_page_of_the_database(folder):
     change(folder, "PRAGMA writable_schema = 1")
     with contextlib.closing(sqlite3.connect(folder / "collection.sqlite")) as db:
         (root,) = db.execute(
-            "SELECT rootpage FROM sqlite_master WHERE name = 'doc_document'"
+            "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_doc_1'"
         ).fetchone()
         (size,) = db.execute("PRAGMA page_size").fetchone()
     with (folder / "collection.sqlite").open("r+b") as file:
