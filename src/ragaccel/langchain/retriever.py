@@ -23,7 +23,7 @@ from ragaccel.langchain import embeddings
 from ragaccel.langchain.followed_store import check_seen
 from ragaccel.langchain.instrumentors import span_of
 from ragaccel.langchain.vector_store import CompressedVectorStore, document_of
-from ragaccel.reuse import answers, serve
+from ragaccel.reuse import answers, serve, uncached
 from ragaccel.reuse.followed import source_of
 from ragaccel.telemetry import attributes
 from ragaccel.wrapping.fingerprint import class_name, fingerprint, visible
@@ -31,7 +31,7 @@ from ragaccel.wrapping.seam import Options, is_serving, tell_found
 from ragaccel.wrapping.transparent import options_of, plain_class, state_of, wrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from langchain_core.retrievers import BaseRetriever
     from langchain_core.vectorstores import VectorStore
@@ -122,15 +122,8 @@ class _Retriever(_Base):
             _check(self)
             return documents
 
-        kind, spare = _kept(self, state.options)
         with _query_stage(self, state.options, run_manager) as span:
-            documents = run(
-                serve(
-                    flow.SYNC, self, state.options, kind,
-                    _parts(self, state.options, query, kwargs), call, query=query, spare=spare,
-                    alike=_alike(self, state.options, kind, kwargs),
-                )
-            )  # fmt: skip
+            documents = run(_serve(flow.SYNC, self, state.options, query, kwargs, call))
             tell_found(span, query, documents)
         return documents
 
@@ -148,15 +141,28 @@ class _Retriever(_Base):
             _check(self)
             return documents
 
-        kind, spare = _kept(self, state.options)
         with _query_stage(self, state.options, run_manager) as span:
-            documents = await serve(
-                flow.ASYNC, self, state.options, kind,
-                _parts(self, state.options, query, kwargs), call, query=query, spare=spare,
-                alike=_alike(self, state.options, kind, kwargs),
-            )  # fmt: skip
+            documents = await _serve(flow.ASYNC, self, state.options, query, kwargs, call)
             tell_found(span, query, documents)
         return documents
+
+
+def _serve(
+    io: flow.IO,
+    retriever: Any,
+    options: Options,
+    query: str,
+    kwargs: dict[str, Any],
+    call: Callable[[], Awaitable[list[Document]]],
+) -> Coroutine[Any, Any, list[Document]]:
+    """Return the flow of a call; what it is kept by is found out only where there is a cache."""
+    if options.cache is None:
+        return uncached(retriever, call)
+    kind, spare = _kept(retriever, options)
+    return serve(
+        io, retriever, options, kind, _parts(retriever, options, query, kwargs), call,
+        query=query, spare=spare, alike=_alike(retriever, options, kind, kwargs),
+    )  # fmt: skip
 
 
 def _check(retriever: Any) -> None:

@@ -23,7 +23,7 @@ from ragaccel.llamaindex.events import embed_stages
 from ragaccel.llamaindex.followed_store import check_texts
 from ragaccel.llamaindex.nodes import PackedNode, pack_node, unpack_node
 from ragaccel.llamaindex.vector_store import CompressedVectorStore, node_of
-from ragaccel.reuse import answers, serve
+from ragaccel.reuse import answers, serve, uncached
 from ragaccel.reuse.followed import source_of
 from ragaccel.telemetry import attributes
 from ragaccel.wrapping.fingerprint import class_name, fingerprint, visible
@@ -31,7 +31,7 @@ from ragaccel.wrapping.seam import Options, is_serving, tell_found
 from ragaccel.wrapping.transparent import options_of, plain_class, state_of, wrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from llama_index.core.base.base_retriever import BaseRetriever
     from llama_index.core.schema import QueryBundle
@@ -108,10 +108,12 @@ def _kind(
     )  # fmt: skip
 
 
-_ASYNC_NODES: Final = _kind(_unpack)
-_SYNC_NODES: Final = _kind(_unpack_for_sync)
-_REPAIRED_ASYNC_NODES: Final = _kind(_unpack, _rebuild)
-_REPAIRED_SYNC_NODES: Final = _kind(_unpack_for_sync, _rebuild)
+#: By whether an answer is plain, and whether a sync call asks for it.
+_KINDS: Final = {
+    (plain, sync): _kind(_unpack_for_sync if sync else _unpack, _rebuild if plain else None)
+    for plain in (False, True)
+    for sync in (False, True)
+}
 
 
 def _is_plain(retriever: Any) -> bool:
@@ -130,7 +132,6 @@ class _Retriever(_Base):
         state = state_of(self)
         if state is None or is_serving(self):
             return super()._retrieve(query_bundle)  # type: ignore[safe-super]
-        asked = _parts(self, state.options, query_bundle)
 
         async def call() -> _Retrieved:
             with embed_stages():
@@ -138,16 +139,8 @@ class _Retriever(_Base):
             _check(self, nodes)
             return _Retrieved(nodes, query_bundle.embedding, sync=True)
 
-        plain = _is_plain(self)
         with _stage(self, state.options) as span:
-            retrieved = run(
-                serve(
-                    flow.SYNC, self, state.options,
-                    _REPAIRED_SYNC_NODES if plain else _SYNC_NODES, asked, call,
-                    query=query_bundle.query_str, spare=state.options.spare if plain else 0,
-                    alike=(lambda: _identity(self, state.options)) if plain else None,
-                )
-            )  # fmt: skip
+            retrieved = run(_serve(flow.SYNC, self, state.options, query_bundle, call))
             tell_found(span, query_bundle, retrieved.nodes)
         query_bundle.embedding = retrieved.embedding
         return retrieved.nodes
@@ -156,7 +149,6 @@ class _Retriever(_Base):
         state = state_of(self)
         if state is None or is_serving(self):
             return await super()._aretrieve(query_bundle)
-        asked = _parts(self, state.options, query_bundle)
 
         async def call() -> _Retrieved:
             with embed_stages():
@@ -164,16 +156,28 @@ class _Retriever(_Base):
             _check(self, nodes)
             return _Retrieved(nodes, None, sync=False)
 
-        plain = _is_plain(self)
         with _stage(self, state.options) as span:
-            retrieved = await serve(
-                flow.ASYNC, self, state.options,
-                _REPAIRED_ASYNC_NODES if plain else _ASYNC_NODES, asked, call,
-                query=query_bundle.query_str, spare=state.options.spare if plain else 0,
-                alike=(lambda: _identity(self, state.options)) if plain else None,
-            )  # fmt: skip
+            retrieved = await _serve(flow.ASYNC, self, state.options, query_bundle, call)
             tell_found(span, query_bundle, retrieved.nodes)
         return retrieved.nodes
+
+
+def _serve(
+    io: flow.IO,
+    retriever: Any,
+    options: Options,
+    bundle: QueryBundle,
+    call: Callable[[], Awaitable[_Retrieved]],
+) -> Coroutine[Any, Any, _Retrieved]:
+    """Return the flow of a call; what it is kept by is found out only where there is a cache."""
+    if options.cache is None:
+        return uncached(retriever, call)
+    plain, sync = _is_plain(retriever), io is flow.SYNC
+    return serve(
+        io, retriever, options, _KINDS[plain, sync], _parts(retriever, options, bundle), call,
+        query=bundle.query_str, spare=options.spare if plain else 0,
+        alike=(lambda: _identity(retriever, options)) if plain else None,
+    )  # fmt: skip
 
 
 def _check(retriever: Any, nodes: list[NodeWithScore]) -> None:

@@ -2,7 +2,7 @@
 
 from ragaccel.reuse.freshness import Answer, answers
 from ragaccel.reuse.neighbours import NeighbourReuse, NeighbourStats
-from ragaccel.reuse.serve import serve
+from ragaccel.reuse.serve import serve, uncached
 from ragaccel.reuse.verified import ReuseStats, VerifiedReuse
 from ragaccel.reuse.verified_judge import same_text, similar_text
 from ragaccel.wrapping.wording import same_words
@@ -18,4 +18,5 @@ __all__ = [
     "same_words",
     "serve",
     "similar_text",
+    "uncached",
 ]

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
+async def uncached(component: object, call: Callable[[], Awaitable[R]]) -> R:
+    """Make a retrieval of which nothing is kept."""
+    with seam.serving(component):
+        return await call()
+
+
 async def serve(
     io: IO,
     component: object,
@@ -47,9 +53,6 @@ async def serve(
         alike: Gives what must be equal in retrievals that may share what their searches find; None
             where they may not. See `ragaccel.reuse.neighbours`.
     """
-    if options.cache is None:
-        with seam.serving(component):
-            return await call()
 
     async def compute() -> Answer[R]:
         short = None if alike is None else options.shortcut(alike)
