@@ -346,3 +346,13 @@ def test_persisting_to_a_remote_file_system_is_refused(store):
     """Only local folders hold a collection."""
     with pytest.raises(ConfigurationError, match="local files only"):
         store.persist("memory://note.json", fs=fsspec.filesystem("memory"))
+
+
+@pytest.mark.parametrize("method", ["delete_nodes", "get_nodes"])
+def test_one_id_is_not_taken_for_its_letters(method):
+    """A string where a list of ids belongs is refused, and nothing is deleted."""
+    store = CompressedVectorStore()
+    store.add([TextNode(text=one, id_=one, embedding=[1.0, 0.0]) for one in ("1", "2", "12")])
+    with pytest.raises(FilterError, match=r"write \['12'\]"):
+        getattr(store, method)("12")
+    assert len(store.get_nodes()) == 3

@@ -97,7 +97,7 @@ class Terms(Generic[T]):
                 lifetime = 0.0 if _is_none_at_all(ttl) else seconds(ttl)
             except Exception as error:  # noqa: BLE001 - the caller's request goes on
                 warnings.warn(
-                    f"the ttl policy failed, so nothing is kept: {type(error).__name__}: {error}",
+                    f"the ttl policy failed, so nothing is kept ({type(error).__name__}).",
                     RagaccelWarning,
                     stacklevel=2,
                 )

@@ -47,18 +47,24 @@ def to_filter(
     """Return the rows that pass all three restrictions; None if there are none.
 
     Raises:
-        FilterError: An operator or a value cannot be understood.
+        FilterError: An operator or a value cannot be understood, or ids are a single string.
     """
     parts: list[Filter] = []
     if filters is not None and filters.filters:
         parts.append(_group(filters))
     if node_ids is not None:
-        parts.append(Ids(tuple(node_ids)))
+        parts.append(Ids(_listed("node_ids", node_ids)))
     if doc_ids is not None:
-        parts.append(Documents(tuple(doc_ids)))
+        parts.append(Documents(_listed("doc_ids", doc_ids)))
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+
+def _listed(name: str, ids: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(ids, str):
+        raise FilterError(f"{name} must be a list of ids, got the string {ids!r}; write [{ids!r}].")
+    return tuple(ids)
 
 
 def _group(filters: MetadataFilters) -> Filter:
