@@ -39,7 +39,8 @@ class LLMCache(BaseCache):
 
     Every hit hands out objects of its own, with message ids of their own. An answer that would not
     come back equal (a message class of the user's own, a parsed object in `additional_kwargs`) is
-    not kept; `cache.stats().bypasses` counts it. No fault of the cache reaches the model's caller.
+    not kept; `cache.stats().bypasses` counts it. No fault of the cache reaches the model's caller,
+    but `CacheClosedError` of one that was closed does.
 
     LangChain makes the key of the prompt and the model's settings. API keys, `configurable` and
     `metadata` are not among them: give each tenant a namespace.
