@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from ragaccel.cli.faults import show
 from ragaccel.errors import ConfigurationError, RagaccelError
 from ragaccel.observe import Profile, Profiler, targets
 from ragaccel.observe.live import fetch, place_of
@@ -58,7 +58,7 @@ def bench(
         else:
             found = fetch(place_of(pipeline))
     except RagaccelError as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}")
+        show(console, error)
         raise typer.Exit(_WRONG) from error
     verdicts = targets.check(wanted, found.figures())
     console.print(found)

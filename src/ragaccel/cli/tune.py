@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from ragaccel.cli.bench import pipeline_of
+from ragaccel.cli.faults import show
 from ragaccel.errors import ConfigurationError, RagaccelError
 from ragaccel.tuning import AutoTuner, Traffic, read_goals
 from ragaccel.vectors import VectorCollection
@@ -76,7 +76,7 @@ def tune(
         if toml is not None:
             toml.write_text(report.to_toml(), encoding="utf-8")
     except RagaccelError as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}")
+        show(console, error)
         raise typer.Exit(_WRONG) from error
     console.print(report)
     console.print(report.to_toml(), markup=False)

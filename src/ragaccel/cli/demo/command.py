@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 import numpy as np
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -29,6 +28,7 @@ from ragaccel.cli.demo.replay import RememberingModel, Replay
 from ragaccel.cli.demo.report import Comparison, Summary
 from ragaccel.cli.demo.stages import StageTimes
 from ragaccel.cli.demo.traffic import Ask, repeat_ceiling, traffic, web_draws, zipf_draws
+from ragaccel.cli.faults import show
 from ragaccel.errors import ConfigurationError, RagaccelError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def demo(
             ]
         telemetry.flush()
     except RagaccelError as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}")
+        show(console, error)
         raise typer.Exit(2) from error
     finally:
         telemetry.unlisten(stages)
